@@ -153,7 +153,8 @@ class VaetkiConfig(PreTrainedConfig):
         self._frozen = True
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ARCHITECTURE_FIELDS and self.__dict__.get("_frozen"):
+        # Loaders assign fields anew to normalise their spelling; what is already there may stay.
+        if name in ARCHITECTURE_FIELDS and self.__dict__.get("_frozen") and value != getattr(self, name):
             raise ConfigError(name, value, "left as it was built; make a changed copy with config.replace(...) instead")
         super().__setattr__(name, value)
 

@@ -45,6 +45,14 @@ def softmax_scale(config: VaetkiConfig, layer_type: str) -> float:
     return config.qk_head_dim**-0.5 * layer_rope_parameters(config, layer_type).score_scale
 
 
+class VaetkiRotaryEmbedding(RotaryEmbedding):
+    """RoPE of local or global layers, which remembers which of the two it is."""
+
+    def __init__(self, config: VaetkiConfig, layer_type: str) -> None:
+        super().__init__(layer_rope_parameters(config, layer_type))
+        self.layer_type = layer_type
+
+
 class VaetkiMLP(nn.Module):
     """SwiGLU feed-forward: a dense layer's, or the shared expert's."""
 
@@ -209,9 +217,9 @@ class VaetkiPreTrainedModel(PreTrainedModel):
         elif isinstance(module, Experts):
             init.normal_(module.gate_up_proj, mean=0.0, std=std)
             init.normal_(module.down_proj, mean=0.0, std=std)
-        elif isinstance(module, VaetkiModel):
-            for layer_type, rotary in module.rotary_emb.items():
-                init.copy_(rotary.inv_freq, layer_rope_parameters(self.config, layer_type).inv_freq)
+        elif isinstance(module, VaetkiRotaryEmbedding):
+            # No checkpoint holds this buffer, and ``from_pretrained`` fills it by the module that owns it only.
+            init.copy_(module.inv_freq, layer_rope_parameters(self.config, module.layer_type).inv_freq)
 
 
 class VaetkiModel(VaetkiPreTrainedModel):
@@ -226,9 +234,7 @@ class VaetkiModel(VaetkiPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(VaetkiDecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = ZeroCentredRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary_emb = nn.ModuleDict(
-            {kind: RotaryEmbedding(layer_rope_parameters(config, kind)) for kind in (LOCAL, GLOBAL)}
-        )
+        self.rotary_emb = nn.ModuleDict({kind: VaetkiRotaryEmbedding(config, kind) for kind in (LOCAL, GLOBAL)})
         self.gradient_checkpointing = False
         self.post_init()
 

@@ -1,0 +1,229 @@
+"""Generated token ids to a message: reasoning and content, in one pass, one token at a time.
+
+Because every token goes through on its own, the result does not depend on how an engine groups its tokens,
+and a streamed answer is the same as one that is not.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from trillion_model.vaetki.chat_format import THINK_END, THINK_START
+from trillion_serve.chat.render import Prompt
+from trillion_serve.chat.text import SpaceAfterNewline, TextDecoder
+from trillion_serve.chat.thinking import Opening, ThinkingPlan
+from trillion_serve.chat.tokenizer import ChatTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class MessageDelta:
+    """What a few tokens add to a message."""
+
+    reasoning: str = ""
+    content: str = ""
+
+    def __add__(self, other: "MessageDelta") -> "MessageDelta":
+        return MessageDelta(self.reasoning + other.reasoning, self.content + other.content)
+
+    def __bool__(self) -> bool:
+        return bool(self.reasoning or self.content)
+
+
+class ChatDecoder:
+    """Reads one answer.
+
+    Args:
+        tokenizer: the model's.
+        prompt: what the answer continues.
+        stop: strings that end the content where the first of them begins. Reasoning is not searched.
+
+    Attributes:
+        stopped: a stop string has ended the content; tokens after it are ignored.
+        tokens: tokens read, up to the one that completed a stop string.
+        reasoning_tokens: how many of them belong to the reasoning, its closing tag included.
+    """
+
+    def __init__(self, tokenizer: ChatTokenizer, prompt: Prompt, stop: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._text = TextDecoder(tokenizer.backend, prompt.token_ids)
+        self._spaces = SpaceAfterNewline(after_newline=prompt.thinking.after_newline)
+        self._splitter = ReasoningSplitter(
+            prompt.thinking,
+            start=THINK_START if tokenizer.think_start_id is None else None,
+            end=THINK_END if tokenizer.think_end_id is None else None,
+        )
+        self._stops = StopStrings(stop)
+        self.tokens = 0
+        self.reasoning_tokens = 0
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the content."""
+        return self._stops.found
+
+    def decode(self, token_ids: Iterable[int]) -> MessageDelta:
+        """What these tokens add."""
+        delta = MessageDelta()
+        for token_id in token_ids:
+            if self.stopped:
+                break
+            self.tokens += 1
+            self.reasoning_tokens += self._splitter.reasoning
+            delta += self._until_stop(self._decode_one(token_id))
+        return delta
+
+    def flush(self) -> MessageDelta:
+        """What was held back in case more would come. Call once, at the end."""
+        if self.stopped:
+            return MessageDelta()
+        rest = self._splitter.text(self._read(self._text.flush())) + self._splitter.flush()
+        delta = self._until_stop(rest)
+        return delta if self.stopped else delta + MessageDelta(content=self._stops.flush())
+
+    def _decode_one(self, token_id: int) -> MessageDelta:
+        if token_id in self._tokenizer.hidden_ids or token_id in self._tokenizer.end_ids:
+            return MessageDelta()
+        if token_id == self._tokenizer.think_start_id:
+            return self._splitter.text(self._read(self._text.flush())) + self._splitter.tag(THINK_START)
+        if token_id == self._tokenizer.think_end_id:
+            return self._splitter.text(self._read(self._text.flush())) + self._splitter.tag(THINK_END)
+        return self._splitter.text(self._read(self._text.decode(token_id)))
+
+    def _read(self, text: str) -> str:
+        return self._spaces.decode(text) if self._tokenizer.doubles_spaces else text
+
+    def _until_stop(self, delta: MessageDelta) -> MessageDelta:
+        return MessageDelta(delta.reasoning, self._stops.decode(delta.content))
+
+
+class ReasoningSplitter:
+    """Text and think tags to reasoning and content.
+
+    The format's own newlines belong to neither: one after ``<think>``, one before ``</think>``, two after.
+
+    Args:
+        plan: how the answer begins.
+        start, end: the tag to look for in the text, or None where tags come through ``tag``.
+    """
+
+    def __init__(self, plan: ThinkingPlan, *, start: str | None, end: str | None) -> None:
+        self._start = start
+        self._end = end
+        self._opening = plan.opening
+        self._held = ""
+        self._newlines_to_drop = 0
+        if plan.opening is not Opening.MODEL and not plan.newline_written:
+            self._newlines_to_drop = 1 if plan.opening is Opening.PROMPT else 2
+
+    @property
+    def reasoning(self) -> bool:
+        """Whether the next text is reasoning, or may turn out to open it."""
+        return self._opening is Opening.PROMPT
+
+    def text(self, text: str) -> MessageDelta:
+        """Read a piece of text."""
+        self._held += text
+        delta = MessageDelta()
+        if self._opening is Opening.MODEL:
+            self._decide()
+        if self._opening is Opening.PROMPT:
+            delta += self._read_reasoning()
+        if self._opening is Opening.CLOSED:
+            delta += self._read_content()
+        return delta
+
+    def tag(self, tag: str) -> MessageDelta:
+        """Read a tag that came as a token of its own."""
+        if self._opening is Opening.MODEL and tag == THINK_START:
+            self._open()
+            return MessageDelta()
+        if self._opening is Opening.PROMPT and tag == THINK_END:
+            return MessageDelta(reasoning=self._close().removesuffix("\n"))
+        return self.text(tag)
+
+    def flush(self) -> MessageDelta:
+        """What was held back for a tag that did not come."""
+        held, self._held = self._held, ""
+        return MessageDelta(reasoning=held) if self.reasoning else MessageDelta(content=held)
+
+    def _decide(self) -> None:
+        """See whether the model's first word is the tag; leading whitespace waits for the answer."""
+        word = self._held.lstrip()
+        if self._start and word.startswith(self._start):
+            self._open()
+            self._held = word[len(self._start) :]
+        elif word and not (self._start and self._start.startswith(word)):
+            self._opening = Opening.CLOSED
+
+    def _open(self) -> None:
+        self._opening, self._held, self._newlines_to_drop = Opening.PROMPT, "", 1
+
+    def _close(self) -> str:
+        held, self._held = self._held, ""
+        self._opening, self._newlines_to_drop = Opening.CLOSED, 2
+        return held
+
+    def _read_reasoning(self) -> MessageDelta:
+        self._drop_newlines()
+        if self._end and self._end in self._held:
+            reasoning, _, rest = self._close().partition(self._end)
+            self._held = rest
+            return MessageDelta(reasoning=reasoning.removesuffix("\n"))
+        closing = ("\n" + self._end, self._end) if self._end else ("\n",)
+        shown = len(self._held) - longest_overlap(self._held, closing, whole=self._end is None)
+        reasoning, self._held = self._held[:shown], self._held[shown:]
+        return MessageDelta(reasoning=reasoning)
+
+    def _read_content(self) -> MessageDelta:
+        self._drop_newlines()
+        content, self._held = self._held, ""
+        return MessageDelta(content=content)
+
+    def _drop_newlines(self) -> None:
+        while self._newlines_to_drop and self._held.startswith("\n"):
+            self._held = self._held[1:]
+            self._newlines_to_drop -= 1
+        if self._held:
+            self._newlines_to_drop = 0
+
+
+class StopStrings:
+    """Cuts text where the first of some strings begins, wherever the pieces of text are cut.
+
+    The string that is complete first wins, and of two that end together the longer.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.found = False
+
+    def decode(self, text: str) -> str:
+        """The text that is certainly before a stop string."""
+        if not self._stops or self.found:
+            return "" if self.found else text
+        held = self._held + text
+        matches = [(at + len(stop), at) for stop in self._stops if (at := held.find(stop)) >= 0]
+        if matches:
+            self.found, self._held = True, ""
+            return held[: min(matches)[1]]
+        shown = len(held) - longest_overlap(held, self._stops)
+        self._held = held[shown:]
+        return held[:shown]
+
+    def flush(self) -> str:
+        """What was held back for a stop string that did not come."""
+        held, self._held = self._held, ""
+        return held
+
+
+def longest_overlap(text: str, words: Sequence[str], *, whole: bool = False) -> int:
+    """Length of the longest end of ``text`` that begins one of ``words``; ``whole`` counts a word itself."""
+    return max(
+        (
+            size
+            for word in words
+            for size in range(1, min(len(text), len(word) - (not whole)) + 1)
+            if text.endswith(word[:size])
+        ),
+        default=0,
+    )
