@@ -117,8 +117,9 @@ def test_released_checkpoints_mean_a_global_position_scale_of_eight():
 def test_architecture_is_frozen_and_run_switches_are_not():
     config = tiny_config()
     for field in ARCHITECTURE_FIELDS:
+        setattr(config, field, getattr(config, field))
         with pytest.raises(ConfigError, match="replace"):
-            setattr(config, field, getattr(config, field))
+            setattr(config, field, "something else")
     config.use_cache = False
     config.output_router_logits = True
     assert config.replace(sliding_window=8).sliding_window == 8

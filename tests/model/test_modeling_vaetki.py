@@ -155,6 +155,8 @@ def test_auto_classes_save_and_load_the_published_layout(model, tmp_path):
     assert isinstance(loaded, VaetkiForCausalLM)
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
+    ids = random_ids(1, LONG)
+    assert torch.equal(loaded.eval()(ids).logits, model(ids).logits)
 
 
 def test_a_cpu_gets_sdpa_and_a_gpu_flex_attention():
