@@ -1,0 +1,42 @@
+"""The baseline of the benchmarks is the same model: only what it caches differs."""
+
+import json
+
+import pytest
+import torch
+
+import trillion_model
+from benchmarks import expanded_vaetki
+from support import vllm_engines
+from support.tiny_vaetki import published_weights, tiny_model
+from support.vaetki_reference import reference_logits
+
+pytestmark = pytest.mark.engine
+
+
+def test_the_baseline_agrees_with_the_reference_and_caches_every_head(tmp_path):
+    # vLLM's ordinary attention on a CPU knows heads of 192, which the published ones have.
+    model = tiny_model(num_hidden_layers=12, sliding_window=32, qk_nope_head_dim=128, v_head_dim=128)
+    trillion_model.register()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["architectures"] = [expanded_vaetki.ARCHITECTURE]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    options = vllm_engines.Options(str(tmp_path), block_size=32)
+    prompts = [torch.randint(3, 320, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (5, 33, 130)]
+    with vllm_engines.pool() as engines:
+        engines.submit(expanded_vaetki.register).result()
+        answers = engines.submit(vllm_engines.run, options, prompts, 12).result()
+        groups = engines.submit(vllm_engines.report, options).result().groups
+
+    weights = published_weights(model)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = torch.tensor(prompt + answer.tokens)
+        expected = reference_logits(model.config, weights, ids).log_softmax(-1)[:-1]
+        assert expected[-12:].argmax(-1).tolist() == answer.tokens
+        given = torch.tensor(answer.prompt_logprobs + answer.logprobs, dtype=torch.float64)
+        assert (given - expected.gather(1, ids[1:, None])[:, 0]).abs().max() < 1e-4
+    keys_and_values = 2 * model.config.num_attention_heads * model.config.qk_head_dim
+    assert {group.bytes_per_token for group in groups} == {keys_and_values * 4}
+    assert {group.spec for group in groups} == {"SlidingWindowSpec", "FullAttentionSpec"}

@@ -1,0 +1,73 @@
+"""Says at start how many tokens the KV cache holds, and what a large batch costs it."""
+
+import torch
+from vllm.config import VllmConfig, get_layers_from_vllm_config
+from vllm.logger import init_logger
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+from vllm.utils.math_utils import cdiv
+from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity, get_kv_cache_groups
+from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec, SlidingWindowSpec
+
+logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under its own name only
+
+_MOST_BATCHED_TOKENS = 2048
+_LEAST_BATCHED_TOKENS = 256
+_WASTE = 0.1
+
+
+def recommended_batched_tokens(context: int) -> int:
+    """Tokens of a step that leave windows most of what they save.
+
+    A layer with a window reserves room for its window and for the tokens of a step, whichever the request; with as
+    many of these as the context is long, windows save nothing.
+    """
+    return min(_MOST_BATCHED_TOKENS, max(_LEAST_BATCHED_TOKENS, context // 8))
+
+
+def report_capacity(vllm_config: VllmConfig) -> None:
+    """Log the capacity of the KV cache that vLLM has just laid out, once.
+
+    Quiet while vLLM lays out a small cache to measure memory with.
+    """
+    blocks = vllm_config.cache_config.num_gpu_blocks
+    if not blocks or torch.distributed.get_rank() != 0:
+        return
+    layers = get_layers_from_vllm_config(vllm_config, AttentionLayerBase)
+    specs: dict[str, KVCacheSpec] = {
+        name: spec for name, layer in layers.items() if (spec := layer.get_kv_cache_spec(vllm_config)) is not None
+    }
+    groups = get_kv_cache_groups(vllm_config, specs)
+    tokens, _ = get_kv_cache_capacity(
+        vllm_config, KVCacheConfig(num_blocks=blocks, kv_cache_tensors=[], kv_cache_groups=groups)
+    )
+    group_specs = [group.kv_cache_spec for group in groups]
+    context = vllm_config.model_config.max_model_len
+    unwindowed = int(blocks / sum(cdiv(context, spec.block_size) for spec in group_specs) * context)
+    logger.info_once(
+        "The KV cache holds %s tokens at a context of %s: %.2f times what latents without windows would.",
+        f"{tokens:,}",
+        f"{context:,}",
+        tokens / max(1, unwindowed),
+    )
+
+    steps = vllm_config.max_in_flight_tokens // vllm_config.scheduler_config.max_num_batched_tokens
+    recommended = recommended_batched_tokens(context)
+    best = int(blocks / _blocks_per_request(group_specs, steps * recommended, context) * context)
+    if tokens < (1 - _WASTE) * best:
+        logger.warning_once(
+            "max_num_batched_tokens is %s, so that every request reserves as much in layers with a window; with "
+            "--max-num-batched-tokens %s the KV cache would hold %s tokens instead of %s.",
+            f"{vllm_config.scheduler_config.max_num_batched_tokens:,}",
+            recommended,
+            f"{best:,}",
+            f"{tokens:,}",
+        )
+
+
+def _blocks_per_request(specs: list[KVCacheSpec], in_flight_tokens: int, context: int) -> int:
+    return sum(
+        spec.max_admission_blocks_per_request(in_flight_tokens, context)
+        if isinstance(spec, SlidingWindowSpec)
+        else cdiv(context, spec.block_size)
+        for spec in specs
+    )
