@@ -60,7 +60,7 @@ def _presets() -> "dict[str, PreTrainedConfig]":
             intermediate_size=256,
             moe_intermediate_size=64,
             num_hidden_layers=6,
-            num_attention_heads=4,
+            num_attention_heads=2,
             q_lora_rank=64,
             qk_nope_head_dim=16,
             v_head_dim=32,

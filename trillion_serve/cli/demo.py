@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from trillion_serve.demo.server import ServerProcess
     from trillion_serve.demo.stages import StageResult
 
 SERVE_OPTIONS = ["--served-model-name", "vaetki-nano", "--dtype", "float32", "--kv-cache-memory", "0.25"]
@@ -58,7 +59,7 @@ def demo(
         results = {
             "stages": {stage.name: {"seconds": stage.seconds, "reused": stage.reused} for stage in stages},
             "verify": json.loads((folder / "verify.json").read_text(encoding="utf-8")),
-            "kv_cache": {"engine": server.capacity, **_kv_bytes(folder / "hf")},
+            "kv_cache": _kv_cache(folder / "hf", server),
             "exchanges": [exchange.as_dict() for exchange in exchanges],
             "evaluation": {name: evaluation[name] for name in ("accuracy", "tokens_per_second", "problems")},
         }
@@ -82,25 +83,35 @@ def _evaluate(url: str, held_out: Path, questions: int, out: Path) -> dict[str, 
     return json.loads(out.read_text(encoding="utf-8"))
 
 
-def _kv_bytes(model: Path) -> dict[str, float]:
-    """KV-cache bytes that a token costs in one layer in float32: as we store it, and with every head's keys and
-    values."""
+def _kv_cache(model: Path, server: "ServerProcess") -> dict[str, Any]:
+    """What the served model's KV cache costs and holds, in the engine's own words where it has any."""
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    latent = config["kv_lora_rank"] + config["qk_rope_head_dim"]
-    head_dim = config["qk_nope_head_dim"] + config["qk_rope_head_dim"]
-    expanded = config["num_attention_heads"] * 2 * head_dim
-    return {"latent_bytes": 4 * latent, "expanded_bytes": 4 * expanded, "window": config["sliding_window"]}
+    said = [line for line in server.log.read_text(encoding="utf-8").splitlines() if "The KV cache holds" in line]
+    return {
+        "engine": server.capacity,
+        "against_no_windows": said[-1][said[-1].index("The KV cache holds") :] if said else None,
+        "float32_bytes_a_token_a_layer": 4 * (config["kv_lora_rank"] + config["qk_rope_head_dim"]),
+        "sliding_window": config["sliding_window"],
+        "local_layers": config["layer_types"].count("sliding_attention"),
+        "global_layers": config["layer_types"].count("full_attention"),
+    }
 
 
 def _report(console: Any, results: dict[str, Any], stages: "list[StageResult]") -> None:
     from trillion_serve.demo.stages import TRAINING
 
     training = sum(stage.seconds for stage in stages if stage.name in TRAINING)
-    evaluation, kv = results["evaluation"], results["kv_cache"]
+    evaluation, kv, verify = results["evaluation"], results["kv_cache"], results["verify"]
     console.out(f"training   {training:.0f} s")
+    console.out(
+        f"verify     {verify['token_mismatches']} token mismatches between Transformers and vLLM in {verify['dtype']}, "
+        f"largest log-probability difference {verify['max_logprob_difference']:.1e}"
+    )
     console.out(f"engine     {kv['engine']}")
     console.out(
-        f"KV cache   {kv['latent_bytes']} bytes a token a layer, the last {kv['window']} tokens only on local layers "
-        f"(every head's keys and values would take {kv['expanded_bytes']})"
+        f"KV cache   {kv['float32_bytes_a_token_a_layer']} bytes a token a layer: all tokens on {kv['global_layers']} "
+        f"global layer, the last {kv['sliding_window']} on {kv['local_layers']} local ones"
     )
+    if kv["against_no_windows"]:
+        console.out(f"           {kv['against_no_windows']}")
     console.out(f"speed      {evaluation['tokens_per_second']:.0f} tokens/s over the API")

@@ -66,7 +66,10 @@ def demo_stages(home: Path, minutes: float | None) -> list[Stage]:
         ("data", ["trillion-train", "data", "demo", "--out", str(data)], data),
         (
             "tokenizer",
-            ["trillion-train", "tokenizer", "--data", str(data / "tokenizer.jsonl"), "--out", str(tokenizer)],
+            [
+                *("trillion-train", "tokenizer", "--data", str(data / "tokenizer.jsonl")),
+                *("--vocab-size", "768", "--out", str(tokenizer)),
+            ],
             tokenizer,
         ),
         (
@@ -100,7 +103,7 @@ def demo_stages(home: Path, minutes: float | None) -> list[Stage]:
     return [Stage(name, tuple(command), makes) for name, command, makes in rows]
 
 
-PRETRAIN_SHARE = 0.3
+PRETRAIN_SHARE = 0.16
 """Part of ``--minutes`` that goes to pre-training: what the demo's recipes give it."""
 
 TRAINING = ("pretrain", "sft")
@@ -138,6 +141,8 @@ def run_stages(stages: Sequence[Stage], home: Path, version: str, say: Callable[
             raise DemoError(
                 f"stage {stage.name} failed with exit code {code}; alone it is: {shlex.join(stage.command)}"
             )
+        if not stage.makes.exists():
+            raise DemoError(f"stage {stage.name} left no {stage.makes}; alone it is: {shlex.join(stage.command)}")
         seconds = time.monotonic() - began
         record.write_text(json.dumps({"key": key, "seconds": seconds}), encoding="utf-8")
         results.append(StageResult(stage.name, seconds, reused=False))

@@ -1,0 +1,1 @@
+"""``trillion-convert``: checkpoints from one form to another, compared, counted and checked."""

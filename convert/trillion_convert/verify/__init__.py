@@ -1,0 +1,1 @@
+"""``trillion-convert verify``: two forms of a model on the same prompts, token by token."""

@@ -1,0 +1,94 @@
+"""The command line: its surface frozen, errors of ours in one line, exit codes."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from trillion_convert.cli import app, main
+
+SURFACE = {
+    "export": ["source", "target", "--dtype", "--max-shard-size", "--force"],
+    "verify": ["a", "b", "--prompts", "--max-tokens", "--dtype", "--tolerance", "--json"],
+    "inspect": ["model", "--json"],
+    "validate": ["path"],
+}
+
+
+def run(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["trillion-convert", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+        raise SystemExit(0)
+    out, err = capsys.readouterr()
+    return stop.value.code, out, err
+
+
+def test_the_surface_is_frozen():
+    commands = typer.main.get_command(app).commands
+    surface = {
+        name: [p.opts[0] if p.param_type_name == "option" else p.name for p in command.params]
+        for name, command in commands.items()
+    }
+    assert surface == SURFACE
+
+
+@pytest.mark.parametrize("command", SURFACE)
+def test_help_has_an_example(monkeypatch, capsys, command):
+    code, out, _ = run(monkeypatch, capsys, command, "--help")
+    assert code == 0
+    assert f"Example: trillion-convert {command} " in " ".join(out.split())
+
+
+def test_export_says_what_it_wrote_and_is_quiet_off_a_terminal(monkeypatch, capsys, trained, tmp_path):
+    code, out, err = run(monkeypatch, capsys, "export", trained, tmp_path / "out", "--dtype", "bfloat16")
+    assert (code, err) == (0, "")
+    assert out == f"{tmp_path / 'out'}: 179 tensors in 1 file(s), 1,605,696 bytes of weights\n"
+
+
+def test_an_error_of_ours_is_one_line(monkeypatch, capsys, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "in")
+    (tmp_path / "in" / "model.safetensors").unlink()
+    code, out, err = run(monkeypatch, capsys, "export", tmp_path / "in", tmp_path / "out")
+    assert (code, out) == (1, "")
+    assert err.startswith("trillion-convert: ") and err.count("\n") == 1
+    assert "holds no weights" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["export", "only-one"],
+        ["export", "a", "b", "--dtype", "int4"],
+        ["verify", "a", "b", "--max-tokens", "0"],
+        ["frobnicate"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(monkeypatch, capsys, arguments):
+    assert run(monkeypatch, capsys, *arguments)[0] == 2
+
+
+def test_inspect_prints_and_writes_the_counts(monkeypatch, capsys, tmp_path):
+    code, out, _ = run(monkeypatch, capsys, "inspect", "vaetki-7b-a1b", "--json", tmp_path / "sizes.json")
+    assert code == 0
+    assert "7,250,296,320" in out and "1,247,362,560" in out
+    assert json.loads((tmp_path / "sizes.json").read_text())["total"] == 7_250_296_320
+
+
+def test_validate_says_what_it_held_together(monkeypatch, capsys, exported):
+    code, out, _ = run(monkeypatch, capsys, "validate", exported)
+    assert (code, out) == (0, f"{exported}: 179 tensors fit the configuration (hf form)\n")
+
+
+def test_the_console_script_runs():
+    result = subprocess.run(
+        [sys.executable, "-c", "from trillion_convert.cli import main; main()", "inspect", "no-such-model"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("trillion-convert: there is no preset 'no-such-model'; choose one of")

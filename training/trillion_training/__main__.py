@@ -1,0 +1,3 @@
+from trillion_training.cli import main
+
+main()
