@@ -108,7 +108,7 @@ class Engine(Protocol):
         """Continue the prompt. Closing the generator, or cancelling its consumer, aborts the request.
 
         Raises:
-            EngineDeadError: the engine has stopped.
+            EngineUnavailableError: the engine cannot be reached, or has stopped (EngineDeadError).
             RequestRefusedError: the engine cannot run this request.
         """
 
@@ -119,7 +119,7 @@ class Engine(Protocol):
         """Log-probabilities of ``token_ids[1:]``, each given all the tokens before it.
 
         Raises:
-            EngineDeadError: the engine has stopped.
+            EngineUnavailableError: the engine cannot be reached, or has stopped (EngineDeadError).
             RequestRefusedError: the sequence is empty or too long.
         """
 
@@ -127,7 +127,7 @@ class Engine(Protocol):
         """Return when the engine can take requests.
 
         Raises:
-            EngineDeadError: it cannot.
+            EngineUnavailableError: it cannot.
         """
 
     async def close(self) -> None:

@@ -1,6 +1,7 @@
 """Errors in the shape that OpenAI clients read: ``{"error": {"message", "type", "param", "code"}}``."""
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,14 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from trillion_model.errors import TrillionError
-from trillion_serve.errors import EngineDeadError, RenderError, RequestRefusedError, ServeError
+from trillion_serve.errors import (
+    EngineDeadError,
+    EngineUnavailableError,
+    OverloadedError,
+    RenderError,
+    RequestRefusedError,
+    ServeError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +57,12 @@ def api_error(error: Exception) -> ApiError:
             return ApiError(str(error), code="invalid_messages", param="messages")
         case RequestRefusedError():
             return ApiError(str(error), code="request_refused")
+        case OverloadedError():
+            return ApiError(str(error), status=429, code="overloaded")
         case EngineDeadError():
             return ApiError(str(error), status=503, code="engine_dead")
+        case EngineUnavailableError():
+            return ApiError(str(error), status=503, code="engine_unavailable")
         case TrillionError():
             return ApiError(str(error), status=500, code="engine_error")
     return ApiError("the server failed on this request; its log says why", status=500, code="internal_error")
@@ -68,7 +80,8 @@ async def _on_error(request: Request, error: Exception) -> JSONResponse:
     told = api_error(error)
     if told.status >= 500:
         logger.error("%s %s: %s", request.method, request.url.path, error)
-    return JSONResponse(told.body(), told.status)
+    headers = {"Retry-After": str(math.ceil(error.retry_after))} if isinstance(error, OverloadedError) else None
+    return JSONResponse(told.body(), told.status, headers)
 
 
 async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
