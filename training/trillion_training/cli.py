@@ -176,9 +176,9 @@ def _recipe(
 
 def main() -> None:
     """Run the command line; an error of ours is one line and exit code 1."""
-    # OpenMP threads that spin at barriers stall for whole time slices as soon as anything else uses a core: training
-    # then loses more than nine tenths of its speed. This is read when torch is first imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Unbound OpenMP threads may be left on one core, where each waits out the other's time slices: training then loses
+    # more than nine tenths of its speed. This is read when torch is first imported.
+    os.environ.setdefault("OMP_PROC_BIND", "TRUE")
     try:
         app()
     except TrillionError as error:
