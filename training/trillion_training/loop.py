@@ -76,14 +76,6 @@ class Trainer:
 
     def run(self) -> Path:
         """Train to the end of the budget; returns the last checkpoint."""
-        # Denormal numbers in AdamW's second moments slow a CPU down eight times and more.
-        torch.set_flush_denormal(True)
-        try:
-            return self._run()
-        finally:
-            torch.set_flush_denormal(False)
-
-    def _run(self) -> Path:
         recipe, progress = self.progress.recipe, self.progress
         self.model.train()
         self.out.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,7 @@
 """The two stages of a run, pre-training and supervised fine-tuning: what each starts from and learns."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@contextmanager
+def _denormals_flushed() -> Iterator[None]:
+    """Let denormal numbers, as AdamW's second moments have them, be zero: they slow a CPU down eight times and more.
+
+    Worker threads take the setting over from the thread that starts them, so it comes before any arithmetic.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@_denormals_flushed()
 def pretrain(recipe: Recipe, shape: str, tokenizer_folder: Path, data: Path, out: Path) -> Path:
     """Train a new model on a text file; returns the last checkpoint.
 
@@ -29,7 +45,6 @@ def pretrain(recipe: Recipe, shape: str, tokenizer_folder: Path, data: Path, out
     Raises:
         TrillionError: an input is missing or does not fit.
     """
-    _flush_denormals()
     _refuse_old_run(out)
     config = _model_config(shape)
     tokenizer = checkpoint.load_tokenizer(tokenizer_folder)
@@ -40,13 +55,13 @@ def pretrain(recipe: Recipe, shape: str, tokenizer_folder: Path, data: Path, out
     return Trainer(model, tokenizer, documents, Progress(stage="pretrain", recipe=recipe), out).run()
 
 
+@_denormals_flushed()
 def sft(recipe: Recipe, base: Path, data: Path, out: Path) -> Path:
     """Train a checkpoint's model on a chat file, on the assistant's words only; returns the last checkpoint.
 
     Raises:
         TrillionError: an input is missing or does not fit.
     """
-    _flush_denormals()
     _refuse_old_run(out)
     base = checkpoint.find(base)
     tokenizer = checkpoint.load_tokenizer(base)
@@ -56,13 +71,13 @@ def sft(recipe: Recipe, base: Path, data: Path, out: Path) -> Path:
     return Trainer(model, tokenizer, documents, Progress(stage="sft", recipe=recipe), out).run()
 
 
+@_denormals_flushed()
 def resume(out: Path, data: Path, stage: str) -> Path:
     """Go on with a run from its last checkpoint, by the recipe it began with; returns the last checkpoint.
 
     Raises:
         TrillionError: there is no such run, or an input does not fit.
     """
-    _flush_denormals()
     last = checkpoint.find(out)
     saved = checkpoint.load(last)
     if saved.progress.stage != stage:
@@ -73,14 +88,6 @@ def resume(out: Path, data: Path, stage: str) -> Path:
     trainer = Trainer(checkpoint.load_model(last), tokenizer, documents, saved.progress, out)
     trainer.restore(saved)
     return trainer.run()
-
-
-def _flush_denormals() -> None:
-    """Let denormal numbers, as AdamW's second moments have them, be zero: they slow a CPU down eight times and more.
-
-    Worker threads take the setting over from the thread that starts them, so it comes before any arithmetic.
-    """
-    torch.set_flush_denormal(True)
 
 
 def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", config: Any) -> None:
