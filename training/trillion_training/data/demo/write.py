@@ -47,7 +47,7 @@ class DemoSizes:
     pretrain: int = 10_000
     sft: int = 24_000
     held_out: int = 360
-    direct: float = 0.1
+    direct: float = 0.3
     statements: int = 4
 
 
