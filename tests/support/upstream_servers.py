@@ -57,6 +57,7 @@ class Upstream:
             nothing after the first event, "break" closes the connection after the first event, "garbage" sends
             an event that is no JSON, "error_event" an error within the stream; a number is an HTTP status.
         hung: answers nothing at all.
+        measured: tells what it is doing; vLLM's server then also tells the size of its cache.
         key: the bearer token that requests must carry, if any.
         requests: bodies of the requests to generate.
         left: ids of the requests whose client went away, with the time on the loop's clock.
@@ -70,6 +71,7 @@ class Upstream:
     faults: deque[str] = field(default_factory=deque)
     healthy: bool = True
     hung: bool = False
+    measured: bool = True
     key: str | None = None
     cached_tokens: int = 3
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -153,10 +155,19 @@ class VllmUpstream(Upstream):
         return JSONResponse({"version": "0.32.0"})
 
     async def metrics(self, request: Request) -> Response:
-        """Two data-parallel engines."""
+        """Two data-parallel engines, or nothing."""
+        if not self.measured:
+            return Response(status_code=404)
         line = 'vllm:cache_config_info{{block_size="16",engine="{}",kv_cache_memory_bytes="1024",{}}} 1.0\n'
+        gauges = {"num_requests_running": (3, 4), "num_requests_waiting": (0, 2), "kv_cache_usage_perc": (0.25, 0.5)}
         return PlainTextResponse(
-            "# HELP vllm:cache_config_info Information\n"
+            "".join(
+                f'vllm:{name}{{engine="{engine}",model_name="base"}} {float(value)}\n'
+                for name, values in gauges.items()
+                for engine, value in enumerate(values)
+            )
+            + 'vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"} 7.0\n'
+            + "# HELP vllm:cache_config_info Information\n"
             + line.format(0, 'kv_cache_size_tokens="5000",num_gpu_blocks="4"')
             + line.format(1, 'kv_cache_size_tokens="None",num_gpu_blocks="4"')
         )
@@ -222,6 +233,7 @@ class SglangUpstream(Upstream):
             Route("/generate", self.generate, methods=["POST"]),
             Route("/abort_request", self.abort_request, methods=["POST"]),
             Route("/server_info", self.server_info),
+            Route("/v1/loads", self.loads),
             Route("/v1/models", self.models),
         ]
 
@@ -241,6 +253,17 @@ class SglangUpstream(Upstream):
     async def models(self, request: Request) -> Response:
         """One model."""
         return JSONResponse({"object": "list", "data": [{"id": "base", "max_model_len": 4096}]})
+
+    async def loads(self, request: Request) -> Response:
+        """Two data-parallel ranks, or nothing."""
+        if not self.measured:
+            return Response(status_code=404)
+        core = {"timestamp": 1.0, "max_total_num_tokens": 9000, "gen_throughput": 0.0}
+        ranks = [
+            {"dp_rank": 0, "num_running_reqs": 1, "num_waiting_reqs": 2, "token_usage": 0.5} | core,
+            {"dp_rank": 1, "num_running_reqs": 4, "num_waiting_reqs": 0, "token_usage": 0.25} | core,
+        ]
+        return JSONResponse({"version": "0.5.23", "loads": ranks})
 
     async def abort_request(self, request: Request) -> Response:
         """Note that a request was aborted."""

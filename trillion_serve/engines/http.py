@@ -16,8 +16,9 @@ from typing import Any, ClassVar, Self, TypeVar
 import aiohttp
 import msgspec
 
+from trillion_serve.engines.grammar import broken_by, without_foreign_end
 from trillion_serve.engines.http_stream import Answer, FrameDecoder
-from trillion_serve.engines.protocol import EngineInfo, GenerateRequest, TokenDelta, TokenLogprob
+from trillion_serve.engines.protocol import EngineInfo, EngineStats, GenerateRequest, TokenDelta, TokenLogprob
 from trillion_serve.errors import (
     EngineDeadError,
     EngineError,
@@ -26,6 +27,7 @@ from trillion_serve.errors import (
     OverloadedError,
     RequestRefusedError,
 )
+from trillion_serve.request_context import trace_headers
 
 logger = logging.getLogger(__name__)
 
@@ -191,6 +193,14 @@ class HttpEngine(ABC):
         """Log-probabilities of ``token_ids[1:]``."""
 
     @abstractmethod
+    async def stats(self) -> EngineStats:
+        """What the server is doing."""
+
+    def _own_stats(self) -> EngineStats:
+        """What is known of a server that tells no figures: the requests that it has from here."""
+        return EngineStats(kv_cache_usage=None, running=len(self._calls), waiting=0)
+
+    @abstractmethod
     async def _stop_upstream(self, request_id: str) -> None:
         """Do what it takes to stop a request besides closing its connection."""
 
@@ -211,7 +221,7 @@ class HttpEngine(ABC):
             await self._send(call, self.generate_path, self._body(request))
             async with aclosing(self._deltas(call, answer)) as deltas:
                 async for delta in deltas:
-                    yield delta
+                    yield without_foreign_end(delta, request.sampling)
         except _Aborted:
             return
         finally:
@@ -252,6 +262,11 @@ class HttpEngine(ABC):
             answer.feed(payload)
         except msgspec.DecodeError as error:
             raise EngineUnavailableError(f"{self._url} sent an event that cannot be read: {error}") from error
+        except EngineUnavailableError as error:
+            if answer.grammar is None:
+                raise
+            # Servers do not say what they failed at. Were it held against them, a few requests could shut all out.
+            raise broken_by(answer.grammar, answer.begun, str(error)) from error
 
     async def abort(self, request_id: str) -> None:
         """Stop a request and close its connection."""
@@ -287,7 +302,9 @@ class HttpEngine(ABC):
     async def _send(self, call: _Call, path: str, body: Any) -> aiohttp.ClientResponse:
         method = "GET" if body is None else "POST"
         data = None if body is None else msgspec.json.encode(body)
-        sending = self._session.request(method, self._url + path, data=data, allow_redirects=False)
+        sending = self._session.request(
+            method, self._url + path, data=data, headers=trace_headers.get(), allow_redirects=False
+        )
         response = call.response = await call.wait(sending)
         if response.status != 200:
             call.taken = False

@@ -3,6 +3,9 @@
 A server that was started without ``--incremental-streaming-output`` repeats all tokens so far in every
 event; both ways are read, the repeating one costs network and processor in the square of the answer's length.
 It notices a closed connection only after seconds, so requests are stopped by ``/abort_request``.
+
+How a grammar is enforced is up to the server. Start it with ``--grammar-backend llguidance
+--constrained-json-disable-any-whitespace``, for the reasons that ``VllmOptions`` gives.
 """
 
 import logging
@@ -11,10 +14,11 @@ from typing import Any
 
 import msgspec
 
+from trillion_serve.engines.grammar import check_grammar
 from trillion_serve.engines.http import HttpEngine, check_scorable, error_of
 from trillion_serve.engines.http_stream import LEAST_LOGPROB, Answer
-from trillion_serve.engines.protocol import EngineInfo, FinishReason, GenerateRequest, TokenLogprob
-from trillion_serve.errors import EngineError, EngineStartError, EngineUnavailableError
+from trillion_serve.engines.protocol import EngineInfo, EngineStats, FinishReason, GenerateRequest, TokenLogprob
+from trillion_serve.errors import EngineError, EngineStartError, EngineUnavailableError, RequestRefusedError
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +64,16 @@ class _ServerInfo(msgspec.Struct):
     dtype: str = "unknown"
 
 
+class _Load(msgspec.Struct):
+    num_running_reqs: int
+    num_waiting_reqs: int
+    token_usage: float
+
+
+class _Loads(msgspec.Struct):
+    loads: list[_Load]
+
+
 class _ModelCard(msgspec.Struct):
     max_model_len: int | None = None
 
@@ -98,6 +112,21 @@ class SglangHttpEngine(HttpEngine):
             raise EngineError(f"{self._url} scored {len(scored)} of {len(token_ids) - 1} tokens")
         return scored
 
+    async def stats(self) -> EngineStats:
+        """What its schedulers say: sums over data-parallel ranks, and the mean share of their caches."""
+        self._check_open()
+        try:
+            loads = (await self._fetch_as(_Loads, "/v1/loads?include=core")).loads
+        except RequestRefusedError:
+            loads = []
+        if not loads:
+            return self._own_stats()
+        return EngineStats(
+            kv_cache_usage=sum(load.token_usage for load in loads) / len(loads),
+            running=sum(load.num_running_reqs for load in loads),
+            waiting=sum(load.num_waiting_reqs for load in loads),
+        )
+
     async def _fetch_info(self) -> EngineInfo:
         server = await self._fetch_as(_ServerInfo, "/server_info")
         name = server.served_model_name or server.model_path
@@ -126,6 +155,7 @@ class SglangHttpEngine(HttpEngine):
 
     def _body(self, request: GenerateRequest) -> dict[str, Any]:
         sampling = request.sampling
+        grammar = check_grammar(sampling)
         params: dict[str, Any] = {
             "max_new_tokens": sampling.max_tokens,
             "min_new_tokens": sampling.min_tokens,
@@ -140,6 +170,8 @@ class SglangHttpEngine(HttpEngine):
             # It would ignore the stop tokens of the request as well.
             "ignore_eos": not sampling.stop_token_ids,
         }
+        if grammar is not None:
+            params[grammar.kind] = grammar.value
         if sampling.seed is not None:
             params["sampling_seed"] = sampling.seed
         if sampling.logit_bias:

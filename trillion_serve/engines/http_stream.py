@@ -38,10 +38,14 @@ class Answer(ABC):
 
     Attributes:
         finish_reason: set once the last token is here.
+        begun: whether anything was taken.
+        grammar: what the answer must spell.
     """
 
     def __init__(self, request: GenerateRequest) -> None:
         self.finish_reason: FinishReason | None = None
+        self.begun = False
+        self.grammar = request.sampling.grammar
         self._prompt_tokens = len(request.prompt_token_ids)
         self._top = request.sampling.top_logprobs
         self._tokens: list[int] = []
@@ -67,6 +71,7 @@ class Answer(ABC):
         tokens, logprobs = tuple(self._tokens), tuple(self._logprobs)
         if self._top is not None and len(logprobs) != len(tokens):
             raise EngineError(f"the engine sent {len(logprobs)} log-probabilities for {len(tokens)} tokens")
+        self.begun = True
         self._tokens.clear()
         self._logprobs.clear()
         return TokenDelta(

@@ -2,6 +2,10 @@
 
 Token ids go in as ``prompt`` and come back by ``return_token_ids``. Cached tokens are reported only by a
 server that was started with ``--enable-prompt-tokens-details``. Closing the connection aborts a request.
+
+How a grammar is enforced is up to the server. Start it with ``--structured-outputs-config '{"backend": "guidance",
+"disable_any_whitespace": true, "enable_in_reasoning": true}'``. ``VllmOptions`` tells why; without the last of these
+a server with a reasoning parser lets anything pass before ``</think>``.
 """
 
 import re
@@ -10,9 +14,10 @@ from typing import Any
 
 import msgspec
 
+from trillion_serve.engines.grammar import VLLM_FIELDS, check_grammar
 from trillion_serve.engines.http import HttpEngine, check_scorable, error_of
 from trillion_serve.engines.http_stream import LEAST_LOGPROB, Answer
-from trillion_serve.engines.protocol import EngineInfo, FinishReason, GenerateRequest, TokenLogprob
+from trillion_serve.engines.protocol import EngineInfo, EngineStats, FinishReason, GenerateRequest, TokenLogprob
 from trillion_serve.errors import EngineError, EngineStartError, EngineUnavailableError, RequestRefusedError
 
 _FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "repetition": "stop"}
@@ -101,6 +106,19 @@ class VllmHttpEngine(HttpEngine):
         rows = zip(token_ids[1:], entries, strict=True)
         return [_scored_token(token, entry or {}, top_logprobs) for token, entry in rows]
 
+    async def stats(self) -> EngineStats:
+        """What the server's metrics say: sums over its data-parallel engines, and the mean share of their caches."""
+        self._check_open()
+        metrics = await self._metrics()
+        usage = _gauges(metrics, "kv_cache_usage_perc")
+        if not usage:
+            return self._own_stats()
+        return EngineStats(
+            kv_cache_usage=sum(usage) / len(usage),
+            running=int(sum(_gauges(metrics, "num_requests_running"))),
+            waiting=int(sum(_gauges(metrics, "num_requests_waiting"))),
+        )
+
     async def _fetch_info(self) -> EngineInfo:
         cards = (await self._fetch_as(_ModelList, "/v1/models")).data
         card = next((card for card in cards if self._options.model in (None, card.id)), None)
@@ -133,6 +151,7 @@ class VllmHttpEngine(HttpEngine):
 
     def _body(self, request: GenerateRequest) -> dict[str, Any]:
         sampling = request.sampling
+        grammar = check_grammar(sampling)
         body: dict[str, Any] = {
             "model": self._served_name,
             "prompt": request.prompt_token_ids,
@@ -150,9 +169,12 @@ class VllmHttpEngine(HttpEngine):
             "frequency_penalty": sampling.frequency_penalty,
             "repetition_penalty": sampling.repetition_penalty,
             "stop_token_ids": sampling.stop_token_ids,
-            # Otherwise the end tokens of the model's own configuration are added to ours.
-            "ignore_eos": True,
+            # Otherwise the end tokens of the model's own configuration are added to ours. Under a grammar they
+            # can come only where it is complete, and one of them is what vLLM then lets it end with.
+            "ignore_eos": grammar is None,
         }
+        if grammar is not None:
+            body["structured_outputs"] = {VLLM_FIELDS[grammar.kind]: grammar.value}
         if sampling.seed is not None:
             body["seed"] = sampling.seed
         if sampling.logit_bias:
@@ -217,6 +239,11 @@ def _scored_token(token: int, entry: Mapping[int, _PromptLogprob], top: int) -> 
         raise EngineError(f"the engine gave no log-probability for token {token} of the prompt")
     best = sorted(entry.items(), key=lambda item: item[1].rank or 0)[:top]
     return TokenLogprob(token, logprob(entry[token]), tuple((other, logprob(value)) for other, value in best))
+
+
+def _gauges(metrics: str, name: str) -> list[float]:
+    """The values of a gauge, one for each data-parallel engine."""
+    return [float(value) for value in re.findall(rf"^vllm:{name}\{{.*\}} (\S+)", metrics, flags=re.MULTILINE)]
 
 
 def _cache_config(metrics: str) -> list[dict[str, str]]:

@@ -12,6 +12,22 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer must spell, from its first token to its end token.
+
+    An answer that ``max_tokens`` cuts off is the beginning of what the grammar describes.
+
+    Attributes:
+        kind: what ``value`` is.
+        value: the JSON text of a schema; a regular expression that the whole answer matches; an EBNF grammar
+            (GBNF notation) whose first rule is called ``root``.
+    """
+
+    kind: Literal["json_schema", "regex", "ebnf"]
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How to choose the next token. The defaults sample from the model's own distribution.
 
@@ -19,9 +35,11 @@ class SamplingParams:
         max_tokens: at most so many tokens are generated.
         temperature: 0 is greedy.
         top_k: 0 keeps every token.
-        stop_token_ids: these tokens end the answer, and nothing else does but ``max_tokens``.
+        stop_token_ids: these tokens end the answer, and nothing else does but ``max_tokens`` and ``grammar``.
         top_logprobs: None for no log-probabilities, else the number of alternatives to each token.
         logit_bias: added to the logits of these token ids.
+        grammar: what the answer must spell; where it is complete the answer ends, with a stop token or none.
+            It says how long the answer is, so ``min_tokens`` must be 0.
     """
 
     max_tokens: int
@@ -37,6 +55,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     top_logprobs: int | None = None
     logit_bias: dict[int, float] = field(default_factory=dict)
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +116,21 @@ class EngineInfo:
     dtype: str
 
 
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine is doing at one moment.
+
+    Attributes:
+        kv_cache_usage: share of the KV cache that requests hold, from 0 to 1; None if unknown.
+        running: requests that it is working on.
+        waiting: requests in its queue.
+    """
+
+    kv_cache_usage: float | None
+    running: int
+    waiting: int
+
+
 class Engine(Protocol):
     """An engine that is running."""
 
@@ -109,7 +143,8 @@ class Engine(Protocol):
 
         Raises:
             EngineUnavailableError: the engine cannot be reached, or has stopped (EngineDeadError).
-            RequestRefusedError: the engine cannot run this request.
+            RequestRefusedError: the engine cannot run this request, an invalid grammar included. It comes
+                before the first token.
         """
 
     async def abort(self, request_id: str) -> None:
@@ -128,6 +163,13 @@ class Engine(Protocol):
 
         Raises:
             EngineUnavailableError: it cannot.
+        """
+
+    async def stats(self) -> EngineStats:
+        """What it is doing. May cost a network request: ask once a second rather than once a request.
+
+        Raises:
+            EngineUnavailableError: the engine cannot be reached, or has stopped (EngineDeadError).
         """
 
     async def close(self) -> None:

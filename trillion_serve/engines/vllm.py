@@ -8,11 +8,13 @@ import os
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from trillion_serve.engines.grammar import VLLM_FIELDS, broken_by, check_grammar, without_foreign_end
 from trillion_serve.engines.protocol import (
     EngineInfo,
+    EngineStats,
     FinishReason,
     GenerateRequest,
     SamplingParams,
@@ -21,6 +23,9 @@ from trillion_serve.engines.protocol import (
 )
 from trillion_serve.errors import EngineDeadError, EngineError, EngineStartError, RequestRefusedError
 
+if TYPE_CHECKING:
+    from trillion_serve.engines.vllm_stats import LatestStats
+
 _FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "repetition": "stop"}
 _CPU_KV_GIB = 1.0
 
@@ -28,6 +33,13 @@ _CPU_KV_GIB = 1.0
 @dataclass(frozen=True)
 class VllmOptions:
     """What to start vLLM with. None leaves the choice to vLLM, unless said otherwise.
+
+    Grammars are enforced by llguidance (vLLM's name for it is "guidance"), and JSON comes without blank space.
+    vLLM's own choice, xgrammar, leaves out of a schema what it does not know ("not", "uniqueItems", several
+    "allOf", a length beside a pattern) and lets control tokens such as ``<think>`` into strings, where they are
+    text to the grammar and nothing to the reader; llguidance keeps them out and refuses what it cannot enforce.
+    "auto" picks by the first request and keeps to that. And where blank space may come between two values, it
+    may come without end: small models lose themselves in it.
 
     Attributes:
         model: directory or hub id.
@@ -72,6 +84,12 @@ class VllmOptions:
             "max_num_seqs": self.max_num_seqs,
             "load_format": self.load_format,
             "enforce_eager": on_cpu if self.enforce_eager is None else self.enforce_eager,
+            "structured_outputs_config": {
+                "backend": "guidance",
+                "disable_any_whitespace": True,
+                # A grammar holds from the first token, whatever reasoning parser ``extra`` names.
+                "enable_in_reasoning": True,
+            },
             "disable_log_stats": True,
             **self.extra,
         }
@@ -79,11 +97,12 @@ class VllmOptions:
 
 
 class VllmEngine:
-    """A running vLLM. Use ``start``; the constructor takes an ``AsyncLLM`` that is up."""
+    """A running vLLM. Use ``start``; the constructor takes an ``AsyncLLM`` that is up, and what keeps its figures."""
 
-    def __init__(self, llm: Any, info: EngineInfo) -> None:
+    def __init__(self, llm: Any, info: EngineInfo, stats: "LatestStats") -> None:
         self._llm = llm
         self._info = info
+        self._stats = stats
 
     @classmethod
     async def start(cls, options: VllmOptions) -> "VllmEngine":
@@ -106,10 +125,14 @@ class VllmEngine:
 
         prompt = tokens_input(list(request.prompt_token_ids))
         params = _sampling_params(request.sampling)
+        begun = False
         with _typed_errors():
             async with aclosing(self._running.generate(prompt, params, request.request_id)) as outputs:
                 async for output in outputs:
-                    yield _delta(output, request)
+                    if output.outputs[0].finish_reason == "error":
+                        raise _failure(request, begun)
+                    yield without_foreign_end(_delta(output, request), request.sampling)
+                    begun = True
 
     async def abort(self, request_id: str) -> None:
         """Stop a request."""
@@ -144,6 +167,13 @@ class VllmEngine:
         with _typed_errors():
             await self._running.check_health()
 
+    async def stats(self) -> EngineStats:
+        """The figures of vLLM's last step."""
+        await self.health()
+        # No step follows when the last request is aborted, so nothing would tell that it is gone.
+        idle = self._running.get_num_unfinished_requests() == 0
+        return EngineStats(0.0, 0, 0) if idle else self._stats.read()
+
     async def close(self) -> None:
         """Stop vLLM's processes."""
         llm, self._llm = self._llm, None
@@ -168,7 +198,7 @@ def _import_vllm() -> None:
         ) from error
 
 
-def _launch(options: VllmOptions) -> tuple[Any, EngineInfo]:
+def _launch(options: VllmOptions) -> tuple[Any, EngineInfo, "LatestStats"]:
     """Start vLLM.
 
     Apart from ``_import_vllm``, whose frame and callers vLLM keeps alive in a traceback: an ``AsyncLLM`` among
@@ -179,9 +209,11 @@ def _launch(options: VllmOptions) -> tuple[Any, EngineInfo]:
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    from trillion_serve.engines.vllm_stats import LatestStats
+
     try:
         args = AsyncEngineArgs(**options.engine_args(on_cpu=current_platform.is_cpu()))
-        llm = AsyncLLM.from_engine_args(args)
+        llm = AsyncLLM.from_engine_args(args, stat_loggers=[LatestStats])
     except Exception as error:
         raise EngineStartError(f"vLLM did not start {options.model}: {error}") from error
     config = llm.vllm_config
@@ -194,7 +226,8 @@ def _launch(options: VllmOptions) -> tuple[Any, EngineInfo]:
         kv_bytes=kv_bytes and kv_bytes * config.parallel_config.world_size,
         dtype=str(config.model_config.dtype).removeprefix("torch."),
     )
-    return llm, info
+    (stats,) = (logger for logger in llm.logger_manager.stat_loggers if isinstance(logger, LatestStats))
+    return llm, info, stats
 
 
 @contextmanager
@@ -208,15 +241,16 @@ def _typed_errors() -> Iterator[None]:
     except VllmDeadError as error:
         raise EngineDeadError(f"vLLM has stopped, start the server again: {error}") from error
     except (VLLMClientError, GracefulHTTPError) as error:
-        raise RequestRefusedError(f"vLLM refuses the request: {error}") from error
+        raise RequestRefusedError(f"vLLM refuses the request: {str(error).rstrip()}") from error
     except VLLMError as error:
         raise EngineError(f"vLLM failed on this request: {error.__cause__ or error}") from error
 
 
 def _sampling_params(sampling: SamplingParams) -> Any:
     from vllm import SamplingParams as VllmSamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
+    grammar = check_grammar(sampling)
     with _typed_errors():
         return VllmSamplingParams(
             max_tokens=sampling.max_tokens,
@@ -230,8 +264,10 @@ def _sampling_params(sampling: SamplingParams) -> Any:
             repetition_penalty=sampling.repetition_penalty,
             seed=sampling.seed,
             stop_token_ids=list(sampling.stop_token_ids),
-            # Otherwise vLLM adds the end tokens of the model's own configuration to ours.
-            ignore_eos=True,
+            # Otherwise vLLM adds the end tokens of the model's own configuration to ours. Under a grammar they
+            # can come only where it is complete, and one of them is what vLLM then lets it end with.
+            ignore_eos=grammar is None,
+            structured_outputs=grammar and StructuredOutputsParams(**{VLLM_FIELDS[grammar.kind]: grammar.value}),
             logprobs=sampling.top_logprobs,
             logit_bias=sampling.logit_bias or None,
             detokenize=False,
@@ -239,10 +275,14 @@ def _sampling_params(sampling: SamplingParams) -> Any:
         )
 
 
+def _failure(request: GenerateRequest, begun: bool) -> EngineError:
+    told = f"vLLM failed on request {request.request_id}"
+    grammar = request.sampling.grammar
+    return EngineError(told) if grammar is None else broken_by(grammar, begun, told)
+
+
 def _delta(output: Any, request: GenerateRequest) -> TokenDelta:
     answer = output.outputs[0]
-    if answer.finish_reason == "error":
-        raise EngineError(f"vLLM failed on request {request.request_id}")
     tokens = tuple(answer.token_ids)
     logprobs = None
     if request.sampling.top_logprobs is not None and answer.logprobs is not None:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from trillion_serve.errors import EngineUnavailableError, OverloadedError
+from trillion_serve.request_context import on_queued
 from trillion_serve.routing.affinity import PrefixAffinity
 from trillion_serve.routing.breaker import Clock, Permit
 from trillion_serve.routing.config import PoolConfig
@@ -79,20 +80,24 @@ class Admission:
         """
         lease = None if self._waiters else self._take(blocks, avoid)
         if lease is not None:
+            on_queued.get()(0.0)
             return lease
         self.check_open()
         if len(self._waiters) >= self._config.queue_size:
             raise self._overloaded(f"{len(self._waiters)} requests are waiting already")
         waiter = _Waiter(request_id, blocks, avoid)
         self._waiters.append(waiter)
+        since = self._clock()
         try:
             async with asyncio.timeout(self._config.queue_timeout):
-                return await waiter.lease
+                lease = await waiter.lease
         except BaseException as error:
             self._leave(waiter)
             if isinstance(error, TimeoutError):
                 raise self._overloaded(f"no place came free within {self._config.queue_timeout:g} s") from error
             raise
+        on_queued.get()(self._clock() - since)
+        return lease
 
     def release(self, lease: Lease) -> None:
         """Give a place back."""

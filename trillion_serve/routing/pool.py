@@ -2,16 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import tenacity
 
-from trillion_serve.engines.protocol import Engine, EngineInfo, GenerateRequest, TokenDelta, TokenLogprob
+from trillion_serve.engines.protocol import Engine, EngineInfo, EngineStats, GenerateRequest, TokenDelta, TokenLogprob
 from trillion_serve.errors import (
     EngineDeadError,
+    EngineError,
     EngineStartError,
     EngineUnavailableError,
     OverloadedError,
@@ -95,13 +96,13 @@ class Pool:
             on_change=self._admission.dispatch,
         )
 
-    async def ready(self, seconds: float) -> None:
-        """Return when the first replica is connected.
+    async def ready(self, seconds: float, names: Collection[str] | None = None) -> None:
+        """Return when the first replica is connected, or the first with one of these names.
 
         Raises:
             EngineStartError: none is in time.
         """
-        replicas = list(self._admission.replicas.values())
+        replicas = [r for r in self._admission.replicas.values() if names is None or r.name in names]
         waits = [asyncio.create_task(replica.connected.wait()) for replica in replicas]
         try:
             done = (await asyncio.wait(waits, timeout=seconds, return_when="FIRST_COMPLETED"))[0] if waits else set()
@@ -233,6 +234,21 @@ class Pool:
         self._check_open()
         self._admission.check_open()
 
+    async def stats(self) -> EngineStats:
+        """What the replicas that can be reached are doing: sums, the pool's own queue among those that wait, and
+        the mean share of the caches that are known.
+        """
+        self._check_open()
+        engines = [replica.engine for replica in self._admission.replicas.values() if replica.engine is not None]
+        asked = await asyncio.gather(*(_stats_if_reached(engine) for engine in engines))
+        told = [stats for stats in asked if stats is not None]
+        usages = [stats.kv_cache_usage for stats in told if stats.kv_cache_usage is not None]
+        return EngineStats(
+            kv_cache_usage=sum(usages) / len(usages) if usages else None,
+            running=sum(stats.running for stats in told),
+            waiting=sum(stats.waiting for stats in told) + self._admission.waiting,
+        )
+
     async def close(self) -> None:
         """Take no more requests, wait for those in hand as long as ``drain_timeout``, and close all replicas."""
         self._closing = True
@@ -282,6 +298,17 @@ class Pool:
             self._admission.release(lease)
 
     async def _retrying(self, attempt: Callable[[], Awaitable[T]], state: _Request) -> T:
+        """Attempt it once, and again as configured when that fails for a reason that may pass."""
+        try:
+            return await attempt()
+        except (EngineUnavailableError, _ReplicaFullError) as error:
+            failures: list[Exception] = [error]
+
+        async def next_attempt() -> T:
+            if failures:
+                raise failures.pop()
+            return await attempt()
+
         def worth_it(error: BaseException) -> bool:
             return isinstance(error, EngineUnavailableError | _ReplicaFullError)
 
@@ -301,7 +328,7 @@ class Pool:
             before_sleep=count,
             sleep=pause,
             reraise=True,
-        )(attempt)
+        )(next_attempt)
 
     def _enter(self, request_id: str) -> _Request:
         self._check_open()
@@ -337,6 +364,14 @@ class Pool:
             kv_bytes=sum(sizes) if len(sizes) == len(infos) else None,
             dtype=infos[0].dtype,
         )
+
+
+async def _stats_if_reached(engine: Engine) -> EngineStats | None:
+    """An engine's figures; None when it does not answer, which its health checks tell in their own way."""
+    try:
+        return await engine.stats()
+    except EngineError:
+        return None
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections import deque
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -15,7 +16,7 @@ from trillion_serve.engines.http import HttpEngine, HttpOptions
 from trillion_serve.engines.http_sglang import SglangHttpEngine
 from trillion_serve.engines.http_stream import FrameDecoder
 from trillion_serve.engines.http_vllm import VllmHttpEngine
-from trillion_serve.engines.protocol import GenerateRequest, SamplingParams, TokenDelta
+from trillion_serve.engines.protocol import EngineStats, GenerateRequest, Grammar, SamplingParams, TokenDelta
 from trillion_serve.errors import (
     EngineDeadError,
     EngineError,
@@ -181,6 +182,84 @@ async def test_sglang_is_sent_token_ids_and_every_sampling_parameter():
     assert second["sampling_params"]["ignore_eos"] is True
     assert second["sampling_params"]["top_k"] == 5
     assert "return_logprob" not in second
+
+
+SCHEMA = Grammar("json_schema", '{"type": "integer"}')
+REGEX = Grammar("regex", "[가-힣]+")
+EBNF = Grammar("ebnf", 'root ::= "네"')
+
+
+@pytest.mark.parametrize(
+    ("grammar", "vllm", "sglang"),
+    [
+        (SCHEMA, {"json": '{"type": "integer"}'}, {"json_schema": '{"type": "integer"}'}),
+        (REGEX, {"regex": "[가-힣]+"}, {"regex": "[가-힣]+"}),
+        (EBNF, {"grammar": 'root ::= "네"'}, {"ebnf": 'root ::= "네"'}),
+    ],
+)
+async def test_each_server_is_told_the_grammar_in_its_own_words(grammar, vllm, sglang):
+    upstreams = VllmUpstream(), SglangUpstream()
+    for upstream in upstreams:
+        async with connected(upstream) as engine:
+            await answer(engine, request())
+            await answer(engine, request(grammar=grammar))
+    (free, bound), (free_params, bound_params) = (
+        upstreams[0].requests,
+        [body["sampling_params"] for body in upstreams[1].requests],
+    )
+    assert bound == free | {"structured_outputs": vllm, "ignore_eos": False}
+    assert bound_params == free_params | sglang
+
+
+@pytest.mark.parametrize("top", [None, 1])
+@pytest.mark.parametrize("chunk", [1, 5])
+async def test_the_token_that_ends_a_grammar_comes_only_if_it_is_a_stop_token_of_the_request(make_upstream, chunk, top):
+    async with connected(make_upstream(chunk=chunk)) as engine:
+        ours = await answer(engine, request(grammar=SCHEMA, top_logprobs=top))
+        foreign = await answer(engine, request(grammar=SCHEMA, top_logprobs=top, stop_token_ids=(99,)))
+    assert (tokens(ours), tokens(foreign)) == ((11, 12, 13, 14, 15), (11, 12, 13, 14))
+    assert ours[-1].finish_reason == foreign[-1].finish_reason == "stop"
+    for delta in foreign:
+        assert delta.logprobs is None if top is None else len(delta.logprobs) == len(delta.token_ids)
+
+
+async def test_an_answer_under_a_grammar_that_is_cut_off_keeps_its_last_token(make_upstream):
+    async with connected(make_upstream(stops=False)) as engine:
+        assert tokens(await answer(engine, request(grammar=SCHEMA, stop_token_ids=(99,)))) == (11, 12, 13, 14, 15)
+
+
+async def test_a_grammar_that_cannot_hold_is_refused_before_it_is_sent(make_upstream):
+    upstream = make_upstream()
+    async with connected(upstream) as engine:
+        with pytest.raises(RequestRefusedError, match=r"the grammar \(regex\) is empty"):
+            await answer(engine, request(grammar=Grammar("regex", "")))
+        with pytest.raises(RequestRefusedError, match="min_tokens 2 cannot hold together with a grammar"):
+            await answer(engine, request(grammar=SCHEMA, min_tokens=2))
+    assert upstream.requests == []
+
+
+async def test_a_server_is_not_blamed_for_an_answer_that_fails_under_a_grammar(make_upstream):
+    upstream = make_upstream(faults=deque(["error_event", "error_event"]))
+    async with connected(upstream) as engine:
+        with pytest.raises(RequestRefusedError, match=r"the grammar \(regex\) cannot be followed.*out of memory"):
+            await answer(engine, request(grammar=REGEX))
+        with pytest.raises(EngineUnavailableError, match="out of memory"):
+            await answer(engine, request())
+
+
+async def test_stats_are_the_sums_over_a_servers_engines():
+    async with connected(VllmUpstream()) as engine:
+        assert await engine.stats() == EngineStats(kv_cache_usage=0.375, running=7, waiting=2)
+    async with connected(SglangUpstream()) as engine:
+        assert await engine.stats() == EngineStats(kv_cache_usage=0.375, running=5, waiting=2)
+
+
+async def test_of_a_server_that_tells_no_figures_our_own_requests_are_known(make_upstream):
+    async with connected(make_upstream(measured=False, interval=0.02)) as engine:
+        async with aclosing(engine.generate(request())) as deltas:
+            await anext(deltas)
+            assert await engine.stats() == EngineStats(kv_cache_usage=None, running=1, waiting=0)
+        assert (await engine.stats()).running == 0
 
 
 async def test_info_says_what_the_server_runs():

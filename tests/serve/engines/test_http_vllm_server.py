@@ -1,111 +1,54 @@
 """The HTTP adapter against the real ``vllm serve``, with a tiny VAETKI of random weights and our plugin."""
 
 import asyncio
-import os
-import shutil
-import signal
-import socket
+import itertools
+import json
+import re
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from contextlib import aclosing
-from dataclasses import dataclass
-from pathlib import Path
 
-import aiohttp
+import jsonschema
 import pytest
 import torch
+from openai import OpenAI
 
-import trillion_model
-from support.tiny_vaetki import tiny_model
+from support.tiny_engine import TinyEngine
 from support.upstream_servers import until
 from trillion_serve.engines.http import HttpOptions
 from trillion_serve.engines.http_vllm import VllmHttpEngine
-from trillion_serve.engines.protocol import GenerateRequest, SamplingParams, TokenDelta, TokenLogprob
+from trillion_serve.engines.protocol import (
+    EngineStats,
+    GenerateRequest,
+    Grammar,
+    SamplingParams,
+    TokenDelta,
+    TokenLogprob,
+)
 from trillion_serve.errors import EngineUnavailableError, RequestRefusedError
 from trillion_serve.routing import HealthConfig, Pool, PoolConfig, RetryConfig
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 
 PROMPT = tuple(range(5, 200))
-START_SECONDS = 180
-ARGUMENTS = {
-    "--served-model-name": "tiny",
-    "--host": "127.0.0.1",
-    "--dtype": "float32",
-    "--max-model-len": "512",
-    "--max-num-batched-tokens": "128",
-    "--max-num-seqs": "8",
-    "--kv-cache-memory-bytes": str(64 << 20),
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"enum": ["서울", "부산"]}, "name": {"type": "string", "maxLength": 8}},
+    "required": ["city", "name"],
+    "additionalProperties": False,
 }
-SWITCHES = ["--enforce-eager", "--enable-prompt-tokens-details"]
-
-
-@dataclass
-class Server:
-    """A running vLLM, and the model it runs."""
-
-    url: str
-    process: subprocess.Popen
-    model: torch.nn.Module
-
-    def kill(self) -> None:
-        """Kill it and its engine, as a machine that goes away does."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-
-
-@pytest.fixture(scope="module")
-def server(tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """``vllm serve`` in a process group of its own."""
-    trillion_model.register()
-    directory = tmp_path_factory.mktemp("served") / "tiny"
-    shutil.copytree(tokenizer_dir, directory)
-    model = tiny_model(vocab_size=512)
-    model.save_pretrained(directory)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    log = directory.with_suffix(".log")
-    environment = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
-    arguments = ARGUMENTS | {"--model": str(directory), "--port": str(port)}
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *SWITCHES]
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, *(word for pair in arguments.items() for word in pair)],
-            env=os.environ | environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    running = Server(f"http://127.0.0.1:{port}", process, model)
-    try:
-        if not asyncio.run(_started(running)):
-            pytest.fail(f"vLLM did not start:\n{log.read_text()[-4000:]}")
-        yield running
-    finally:
-        if process.poll() is None:
-            running.kill()
-        process.wait()
-
-
-async def _started(server: Server) -> bool:
-    deadline = time.monotonic() + START_SECONDS
-    async with aiohttp.ClientSession() as session:
-        while time.monotonic() < deadline and server.process.poll() is None:
-            try:
-                async with session.get(f"{server.url}/health") as response:
-                    if response.status == 200:
-                        return True
-            except aiohttp.ClientError:
-                pass
-            await asyncio.sleep(0.5)
-    return False
 
 
 @pytest.fixture
-async def engine(server: Server):
+def server(vllm_server: TinyEngine) -> TinyEngine:
+    """The server, and the model that it runs."""
+    return vllm_server
+
+
+@pytest.fixture
+async def engine(server: TinyEngine):
     """The adapter, connected."""
-    connected = await VllmHttpEngine.connect(HttpOptions(url=server.url, model="tiny"))
+    connected = await VllmHttpEngine.connect(HttpOptions(url=server.url, model="model"))
     yield connected
     await connected.close()
 
@@ -176,6 +119,52 @@ async def test_what_vllm_refuses_is_refused(engine):
         await answer(engine, "many", top_logprobs=200)
 
 
+@pytest.mark.parametrize("stop_token_ids", [(3,), (), (7,)])
+async def test_an_answer_keeps_to_its_grammar_and_ends_with_it(engine, tokenizer, stop_token_ids):
+    async def text(grammar: Grammar, seed: int) -> str:
+        asked = {"max_tokens": 200, "temperature": 1.0, "seed": seed, "stop_token_ids": stop_token_ids}
+        deltas = await answer(engine, f"{grammar.kind}{seed}", grammar=grammar, **asked)
+        assert deltas[-1].finish_reason == "stop"
+        ended = tokens(deltas)[-1:] == (3,)
+        assert ended == (3 in stop_token_ids)
+        return tokenizer.backend.decode(list(tokens(deltas)[:-1] if ended else tokens(deltas)))
+
+    for seed in range(3):
+        jsonschema.validate(json.loads(await text(Grammar("json_schema", json.dumps(SCHEMA)), seed)), SCHEMA)
+        assert re.fullmatch("[가-힣]{2,4}시", await text(Grammar("regex", "[가-힣]{2,4}시"), seed))
+        assert await text(Grammar("ebnf", 'root ::= "네" | "아니요"'), seed) in ("네", "아니요")
+
+
+@pytest.mark.parametrize(
+    ("grammar", "reason"),
+    [
+        (Grammar("json_schema", '{"type": "strin"}'), "Invalid type: strin"),
+        (Grammar("regex", "(a"), "unclosed group"),
+        (Grammar("ebnf", "rule ::= "), "No 'root' rule"),
+    ],
+)
+async def test_a_grammar_that_vllm_cannot_enforce_is_refused(engine, grammar, reason):
+    with pytest.raises(RequestRefusedError, match=reason):
+        await answer(engine, "refused", grammar=grammar)
+    assert len(tokens(await answer(engine, "afterwards"))) == 12
+
+
+async def test_stats_are_what_vllm_tells(engine):
+    assert await engine.stats() == EngineStats(kv_cache_usage=0.0, running=0, waiting=0)
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(answer(engine, f"busy{n}", max_tokens=300, temperature=1.0)) for n in range(20)]
+        busy = await engine.stats()
+        for pause in itertools.repeat(0.02):
+            if busy.running == 8:
+                break
+            await asyncio.sleep(pause)
+            busy = await engine.stats()
+        assert 0 < busy.waiting <= 12
+        assert 0 < busy.kv_cache_usage < 1
+        for task in tasks:
+            task.cancel()
+
+
 async def figure(engine, name: str) -> float:
     """A figure of vLLM's metrics."""
     (line,) = [line for line in (await engine._metrics()).splitlines() if line.startswith(f"vllm:{name}{{")]
@@ -195,8 +184,30 @@ async def test_leaving_stops_the_request_in_vllm(engine):
     assert generated[-1] == generated[-2], "it goes on"
 
 
+def test_the_command_serves_a_chat_in_front_of_it(server, tokenizer_dir):
+    command = [sys.executable, "-m", "trillion_serve.cli.main", "serve", str(tokenizer_dir), "--engine", "http"]
+    arguments = ["--url", f"vllm={server.url}", "--served-model-name", "chat", "--port", "0"]
+    gateway = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, text=True)
+    try:
+        lines = iter(gateway.stdout.readline, "")
+        assert "context 512 tokens" in next(lines)
+        url = next(line.split(" at ")[1].strip() for line in lines if line.startswith("Serving chat"))
+        client = OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
+        asked = {"model": "chat", "messages": [{"role": "user", "content": "둘은?"}], "max_tokens": 16}
+        answer = client.chat.completions.create(**asked, temperature=0)
+        chunks = list(client.chat.completions.create(**asked, temperature=0, stream=True))
+        gateway.terminate()
+        assert gateway.wait(20) == 0
+    finally:
+        gateway.kill()
+        gateway.wait()
+    message = answer.choices[0].message
+    assert message.content
+    assert 1 <= answer.usage.completion_tokens <= 16
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == message.content
+
+
 async def test_a_vllm_that_is_killed_is_unavailable(server):
-    """The last test here: it leaves no server."""
     pool = Pool(PoolConfig(retry=RetryConfig(attempts=2), health=HealthConfig(interval=0.1)))
     pool.add("only", lambda: VllmHttpEngine.connect(HttpOptions(url=server.url)))
     await pool.ready(10.0)

@@ -16,7 +16,7 @@ from trillion_model.errors import ConfigError
 from trillion_serve.engines.http import HttpOptions
 from trillion_serve.engines.http_sglang import SglangHttpEngine
 from trillion_serve.engines.http_vllm import VllmHttpEngine
-from trillion_serve.engines.protocol import GenerateRequest, SamplingParams
+from trillion_serve.engines.protocol import EngineStats, GenerateRequest, SamplingParams
 from trillion_serve.errors import (
     EngineDeadError,
     EngineError,
@@ -81,6 +81,13 @@ async def test_vllm_and_sglang_serve_side_by_side_as_one_engine():
         assert (pool.info.context_length, pool.info.kv_capacity_tokens) == (2048, 5064 + 9000)
         scored = await pool.score([5, 6, 7], 1)
     assert [(entry.token_id, entry.logprob) for entry in scored] == [(6, logprob(6)), (7, logprob(7))]
+
+
+async def test_its_figures_are_those_of_the_replicas_that_tell_them():
+    upstreams = VllmUpstream(), SglangUpstream(), VllmUpstream(measured=False), SglangUpstream()
+    async with pool_of(*upstreams, options={"health_timeout": 2.0}) as pool:
+        upstreams[3].hung = True
+        assert await pool.stats() == EngineStats(kv_cache_usage=0.375, running=7 + 5, waiting=2 + 2)
 
 
 async def test_a_conversation_stays_with_its_replica():
