@@ -1,31 +1,19 @@
-"""Generated token ids to a message: reasoning and content, in one pass, one token at a time.
+"""Generated token ids to a message: reasoning, content and tool calls, in one pass, one token at a time.
 
 Because every token goes through on its own, the result does not depend on how an engine groups its tokens,
 and a streamed answer is the same as one that is not.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from trillion_model.vaetki.chat_format import THINK_END, THINK_START
+from trillion_serve.chat.message import MessageDelta
+from trillion_serve.chat.overlap import longest_overlap
 from trillion_serve.chat.render import Prompt
 from trillion_serve.chat.text import SpaceAfterNewline, TextDecoder
 from trillion_serve.chat.thinking import Opening, ThinkingPlan
 from trillion_serve.chat.tokenizer import ChatTokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class MessageDelta:
-    """What a few tokens add to a message."""
-
-    reasoning: str = ""
-    content: str = ""
-
-    def __add__(self, other: "MessageDelta") -> "MessageDelta":
-        return MessageDelta(self.reasoning + other.reasoning, self.content + other.content)
-
-    def __bool__(self) -> bool:
-        return bool(self.reasoning or self.content)
+from trillion_serve.chat.tools import ToolCallDecoder, ToolUse
 
 
 class ChatDecoder:
@@ -34,15 +22,19 @@ class ChatDecoder:
     Args:
         tokenizer: the model's.
         prompt: what the answer continues.
-        stop: strings that end the content where the first of them begins. Reasoning is not searched.
+        stop: strings that end the content where the first of them begins. Reasoning is not searched, the text of
+            tool calls is.
+        tools: the calls to read out of the content; None leaves it as it is.
 
     Attributes:
-        stopped: a stop string has ended the content; tokens after it are ignored.
-        tokens: tokens read, up to the one that completed a stop string.
+        stopped: a stop string, or the last call that may be made, has ended the content; tokens after it are ignored.
+        tokens: tokens read, up to the one that ended the content.
         reasoning_tokens: how many of them belong to the reasoning, its closing tag included.
     """
 
-    def __init__(self, tokenizer: ChatTokenizer, prompt: Prompt, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: ChatTokenizer, prompt: Prompt, stop: Sequence[str] = (), tools: ToolUse | None = None
+    ) -> None:
         self._tokenizer = tokenizer
         self._text = TextDecoder(tokenizer.backend, prompt.token_ids)
         self._spaces = SpaceAfterNewline(after_newline=prompt.thinking.after_newline)
@@ -52,13 +44,28 @@ class ChatDecoder:
             end=THINK_END if tokenizer.think_end_id is None else None,
         )
         self._stops = StopStrings(stop)
+        self._calls = None if tools is None else ToolCallDecoder(tools)
         self.tokens = 0
         self.reasoning_tokens = 0
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string has ended the content."""
-        return self._stops.found
+        """Whether a stop string, or the last call that may be made, has ended the content."""
+        return self._stops.found or (self._calls is not None and self._calls.full)
+
+    @property
+    def reasoning(self) -> bool:
+        """Whether the next token is reasoning."""
+        return self._splitter.reasoning
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the model may still open a think block with its first word."""
+        return self._splitter.undecided
+
+    def drop_unfinished(self) -> int:
+        """Forget the tokens of a character that is not whole yet; how many they were."""
+        return self._text.drop_unfinished()
 
     def decode(self, token_ids: Iterable[int]) -> MessageDelta:
         """What these tokens add."""
@@ -68,16 +75,18 @@ class ChatDecoder:
                 break
             self.tokens += 1
             self.reasoning_tokens += self._splitter.reasoning
-            delta += self._until_stop(self._decode_one(token_id))
+            delta += self._read_content(self._decode_one(token_id))
         return delta
 
     def flush(self) -> MessageDelta:
         """What was held back in case more would come. Call once, at the end."""
-        if self.stopped:
-            return MessageDelta()
-        rest = self._splitter.text(self._read(self._text.flush())) + self._splitter.flush()
-        delta = self._until_stop(rest)
-        return delta if self.stopped else delta + MessageDelta(content=self._stops.flush())
+        delta = MessageDelta()
+        if not self.stopped:
+            delta += self._read_content(self._splitter.text(self._read(self._text.flush())) + self._splitter.flush())
+        rest = self._stops.flush()
+        if self._calls is None:
+            return delta + MessageDelta(content=rest)
+        return delta + self._calls.decode(rest) + self._calls.flush()
 
     def _decode_one(self, token_id: int) -> MessageDelta:
         if token_id in self._tokenizer.hidden_ids or token_id in self._tokenizer.end_ids:
@@ -91,8 +100,11 @@ class ChatDecoder:
     def _read(self, text: str) -> str:
         return self._spaces.decode(text) if self._tokenizer.doubles_spaces else text
 
-    def _until_stop(self, delta: MessageDelta) -> MessageDelta:
-        return MessageDelta(delta.reasoning, self._stops.decode(delta.content))
+    def _read_content(self, delta: MessageDelta) -> MessageDelta:
+        content = self._stops.decode(delta.content)
+        if self._calls is None:
+            return MessageDelta(delta.reasoning, content)
+        return MessageDelta(delta.reasoning) + self._calls.decode(content)
 
 
 class ReasoningSplitter:
@@ -118,6 +130,11 @@ class ReasoningSplitter:
     def reasoning(self) -> bool:
         """Whether the next text is reasoning, or may turn out to open it."""
         return self._opening is Opening.PROMPT
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the model's first word, which may be the think tag, has not come yet."""
+        return self._opening is Opening.MODEL
 
     def text(self, text: str) -> MessageDelta:
         """Read a piece of text."""
@@ -214,16 +231,3 @@ class StopStrings:
         """What was held back for a stop string that did not come."""
         held, self._held = self._held, ""
         return held
-
-
-def longest_overlap(text: str, words: Sequence[str], *, whole: bool = False) -> int:
-    """Length of the longest end of ``text`` that begins one of ``words``; ``whole`` counts a word itself."""
-    return max(
-        (
-            size
-            for word in words
-            for size in range(1, min(len(text), len(word) - (not whole)) + 1)
-            if text.endswith(word[:size])
-        ),
-        default=0,
-    )

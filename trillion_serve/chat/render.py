@@ -5,8 +5,9 @@ as ``reasoning``, as ``reasoning_content``, or between tags in the content.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from trillion_model.vaetki.chat_format import THINK_END, THINK_START
@@ -31,15 +32,18 @@ def render(
     tools: Sequence[Mapping[str, Any]] = (),
     thinking: bool | None = None,
     template_variables: Mapping[str, Any] | None = None,
+    add_generation_prompt: bool = True,
 ) -> Prompt:
     """Apply the chat template and tokenise.
 
     Args:
         tokenizer: the model's.
-        messages: as the OpenAI chat API has them, contents as strings or lists of text parts.
+        messages: as the OpenAI chat API has them, contents as strings or lists of text parts. Results of tool calls
+            are put in the order of the calls, as templates show no ids.
         tools: function definitions, as the API has them.
         thinking: on or off; None leaves it to the template.
         template_variables: anything else for the template to read.
+        add_generation_prompt: render up to where the answer begins, rather than to the end of the last message.
 
     Raises:
         RenderError: the template refuses these messages.
@@ -47,9 +51,11 @@ def render(
     variables = {k: v for k, v in (template_variables or {}).items() if k not in _CONTROLLED}
     if thinking is not None:
         variables |= {"enable_thinking": thinking, "thinking": thinking}
-    turns = [tokenizer.guard(_past_turn(message)) for message in messages]
-    rendered = tokenizer.apply_template(turns, tokenizer.guard(list(tools)), **tokenizer.guard(variables))
-    if thinking is False:
+    turns = [tokenizer.guard(_past_turn(message)) for message in _in_order_of_calls(messages)]
+    rendered = tokenizer.apply_template(
+        turns, tokenizer.guard(list(tools)), add_generation_prompt=add_generation_prompt, **tokenizer.guard(variables)
+    )
+    if thinking is False and add_generation_prompt:
         rendered = close_thinking(rendered, model_thinks=tokenizer.model_thinks)
     return Prompt(token_ids=tuple(tokenizer.encode(rendered)), thinking=plan_of(rendered))
 
@@ -64,6 +70,19 @@ def answer_of(content: str) -> str:
     if tag and (THINK_START not in reasoning or reasoning.lstrip().startswith(THINK_START)):
         return answer.lstrip("\n")
     return content
+
+
+def _in_order_of_calls(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The messages, in every run of tool results those first whose calls came first; unknown ids come last."""
+    places: dict[str, int] = {}
+    for is_tool, run in groupby(messages, key=lambda message: message["role"] == "tool"):
+        turns = list(run)
+        if is_tool:
+            turns.sort(key=lambda turn: places.get(turn.get("tool_call_id") or "", len(places)))
+        else:
+            calls = turns[-1].get("tool_calls") or ()
+            places = {call["id"]: place for place, call in enumerate(calls) if call.get("id")}
+        yield from turns
 
 
 def _past_turn(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,7 +101,7 @@ def _parsed_call(call: Mapping[str, Any]) -> dict[str, Any]:
     function = dict(call["function"])
     try:
         function["arguments"] = json.loads(function["arguments"])
-    except (TypeError, json.JSONDecodeError):
+    except (TypeError, json.JSONDecodeError, RecursionError):
         # Already parsed, or what a model wrote wrongly: the template prints either.
         return {**call, "function": function}
     return {**call, "function": function}

@@ -37,6 +37,12 @@ class TextDecoder:
         """What is left, with U+FFFD for a character that never became whole."""
         return self._emit(self._text(self._context + self._pending)) if self._pending else ""
 
+    def drop_unfinished(self) -> int:
+        """Forget the tokens of a character that is not whole yet; how many they were."""
+        dropped = len(self._pending)
+        self._pending = []
+        return dropped
+
     def _unfinished(self, text: str) -> bool:
         if not text.endswith(_REPLACEMENT):
             return False

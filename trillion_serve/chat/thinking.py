@@ -1,9 +1,116 @@
-"""Whether a request thinks, and where the boundary lies between its prompt and its reasoning."""
+"""Whether a request thinks, how long and for whom, and where its prompt ends and its reasoning begins."""
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal
 
 from trillion_model.vaetki.chat_format import THINK_END, THINK_START
+from trillion_serve.chat.language import Language
+from trillion_serve.chat.loops import CONTENT_LOOPS, REASONING_LOOPS, LoopConfig
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningView:
+    """What a client gets to see of reasoning. What it does not see is generated and counted all the same.
+
+    Attributes:
+        returned: it is sent at all.
+        separate: it has a field of its own; else it stands in the content, between think tags.
+        streamed: it is sent as it comes; else in one piece once it is whole.
+    """
+
+    returned: bool = True
+    separate: bool = True
+    streamed: bool = True
+
+
+ALL_OF_IT = ReasoningView()
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingWish:
+    """What a client asks of thinking, in whatever dialect it asked.
+
+    Attributes:
+        on: whether to think; None leaves it to the server and the model's template.
+        budget: most tokens of reasoning, at least 1; None leaves it to ``effort``.
+        effort: how hard to think; the server has a budget for each.
+        view: what is sent of the reasoning.
+        loops: whether to look for loops, in the reasoning and in the answer.
+    """
+
+    on: bool | None = None
+    budget: int | None = None
+    effort: Effort | None = None
+    view: ReasoningView = ALL_OF_IT
+    loops: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class EffortBudgets:
+    """Most tokens of reasoning for each effort; None for as many as leave room for the answer."""
+
+    minimal: int | None = 256
+    low: int | None = 1024
+    medium: int | None = 4096
+    high: int | None = 16384
+    xhigh: int | None = None
+    max: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Transitions:
+    """A sentence in each language that closes reasoning which is cut short; may be empty."""
+
+    ko: str = "이제 생각을 마치고 지금까지의 내용으로 답하겠습니다."
+    en: str = "I have thought enough, so I will answer with what I have."
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingSettings:
+    """How a server handles thinking where a request leaves it open.
+
+    Attributes:
+        on: whether to think; None leaves it to the model's template.
+        budget: most tokens of reasoning; None for as many as leave room for the answer.
+        efforts: budgets of the efforts that clients name.
+        transitions: what closes reasoning that is cut short.
+        reserve: most tokens of ``max_tokens`` that are kept for the answer.
+        reserve_share: the share of ``max_tokens`` that is kept, up to ``reserve``.
+        reasoning_loops: what counts as a loop in reasoning; None looks for none.
+        content_loops: what counts as a loop in the answer; None looks for none.
+    """
+
+    on: bool | None = None
+    budget: int | None = None
+    efforts: EffortBudgets = EffortBudgets()
+    transitions: Transitions = Transitions()
+    reserve: int = 256
+    reserve_share: float = 0.25
+    reasoning_loops: LoopConfig | None = REASONING_LOOPS
+    content_loops: LoopConfig | None = CONTENT_LOOPS
+
+    def thinks(self, wish: ThinkingWish) -> bool | None:
+        """Whether to think; None leaves it to the model's template."""
+        return self.on if wish.on is None else wish.on
+
+    def budget_for(self, wish: ThinkingWish) -> int | None:
+        """Most tokens of reasoning; None for as many as leave room for the answer."""
+        if wish.budget is not None:
+            return wish.budget
+        if wish.effort is None or wish.effort == "none":
+            return self.budget
+        return getattr(self.efforts, wish.effort)
+
+    def reserved(self, max_tokens: int) -> int:
+        """Tokens of ``max_tokens`` that are kept for the answer, however long the model would like to think."""
+        return max(1, min(self.reserve, int(max_tokens * self.reserve_share)))
+
+    def transition(self, language: Language) -> str:
+        """What closes reasoning that is cut short, for a user of this language."""
+        return getattr(self.transitions, language)
 
 
 class Opening(Enum):

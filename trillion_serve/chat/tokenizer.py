@@ -108,9 +108,14 @@ class ChatTokenizer:
         return value
 
     def apply_template(
-        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, **variables: Any
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[dict[str, Any]] | None,
+        *,
+        add_generation_prompt: bool = True,
+        **variables: Any,
     ) -> str:
-        """Render guarded messages up to where the answer begins.
+        """Render guarded messages, up to where the answer begins unless ``add_generation_prompt`` is false.
 
         Raises:
             RenderError: the template refuses them.
@@ -122,7 +127,7 @@ class ChatTokenizer:
                 list(messages),
                 tools=list(tools) if tools else None,
                 tokenize=False,
-                add_generation_prompt=True,
+                add_generation_prompt=add_generation_prompt,
                 **variables,
             )
         except (TemplateError, TypeError, ValueError) as error:

@@ -7,13 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trillion_serve.chat.decode import (
-    ChatDecoder,
-    MessageDelta,
-    ReasoningSplitter,
-    StopStrings,
-    longest_overlap,
-)
+from trillion_serve.chat.decode import ChatDecoder, ReasoningSplitter, StopStrings
+from trillion_serve.chat.message import MessageDelta
+from trillion_serve.chat.overlap import longest_overlap
 from trillion_serve.chat.render import Prompt
 from trillion_serve.chat.text import SpaceAfterNewline, TextDecoder
 from trillion_serve.chat.thinking import Opening, plan_of

@@ -136,3 +136,44 @@ def test_echoed_reasoning_never_reaches_any_template(
 )
 def test_the_answer_within_an_echoed_content(content: str, answer: str) -> None:
     assert answer_of(content) == answer
+
+
+def _calls(*ids: str) -> dict[str, Any]:
+    calls = [{"id": id_, "type": "function", "function": {"name": id_, "arguments": "{}"}} for id_ in ids]
+    return {"role": "assistant", "content": None, "tool_calls": calls}
+
+
+def _result(id_: str | None) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": id_, "content": f"{id_}의 결과"}
+
+
+def test_results_come_in_the_order_of_their_calls(tokenizer: ChatTokenizer) -> None:
+    ordered = [user("x"), _calls("a", "b"), _result("a"), _result("b"), _calls("b", "a"), _result("b"), _result("a")]
+    mixed = [user("x"), _calls("a", "b"), _result("b"), _result("a"), _calls("b", "a"), _result("a"), _result("b")]
+    assert render(tokenizer, mixed) == render(tokenizer, ordered)
+
+
+def test_results_of_unknown_calls_come_last_as_they_came(tokenizer: ChatTokenizer) -> None:
+    messages = [user("x"), _calls("a"), _result("c"), _result(None), _result("a")]
+    ordered = [user("x"), _calls("a"), _result("a"), _result("c"), _result(None)]
+    assert render(tokenizer, messages) == render(tokenizer, ordered)
+    assert render(tokenizer, [user("x"), _result("b"), _result("a")]).token_ids
+
+
+@pytest.mark.parametrize(
+    ("arguments", "past"),
+    [
+        (r'{"a":"\ud55c\n\"글\"","b":[1.0,null]}', r'{"a": "한\n\"글\"", "b": [1.0, null]}'),
+        ("", "{}"),
+        ('{"a": ', '{"a": '),
+        ('{"a": "</tool_call>"}', '{"a": "</tool_call>"}'),
+        ("[" * 100_000, "[" * 100_000),
+    ],
+    ids=["Korean and escapes", "none", "broken", "a tag", "too deep"],
+)
+def test_arguments_of_past_calls_stay_what_they_say(tokenizer: ChatTokenizer, arguments: str, past: str) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "날씨", "arguments": arguments}}
+    turn = {"role": "assistant", "content": "찾아 보죠.", "tool_calls": [call]}
+    ids = render(tokenizer, [user("x"), turn, user("y")]).token_ids
+    text = tokenizer.backend.decode(list(ids), skip_special_tokens=False)
+    assert f'찾아 보죠.\n<tool_call>{{"name": "날씨", "arguments": {past}}}</tool_call><|END|>\n' in text
