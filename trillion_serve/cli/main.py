@@ -6,6 +6,7 @@ from rich.console import Console
 from trillion_model.errors import TrillionError
 from trillion_serve.cli.chat import chat
 from trillion_serve.cli.demo import demo
+from trillion_serve.cli.keys import app as keys
 from trillion_serve.cli.serve import serve
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(chat)
 app.command()(demo)
+app.add_typer(keys, name="keys")
 
 
 def main() -> None:

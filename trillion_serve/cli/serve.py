@@ -1,32 +1,89 @@
-"""``trillion-serve serve``: one model behind the OpenAI API."""
+"""``trillion-serve serve``: models behind the OpenAI API, in this process or on servers elsewhere."""
 
-import asyncio
 import json
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trillion_serve.cli.models import display_name, resolve
-from trillion_serve.errors import ServeError
+from trillion_serve.errors import EngineStartError, ServeError
 
 if TYPE_CHECKING:
     from trillion_serve.chat.tokenizer import ChatTokenizer
     from trillion_serve.engines.protocol import Engine, GenerateRequest
+    from trillion_serve.engines.vllm import VllmOptions
+    from trillion_serve.gateway.config import GatewayConfig, ReplicaConfig
+    from trillion_serve.gateway.models import ServedModel
+    from trillion_serve.routing import PoolConfig
+
+_CONNECT_SECONDS = 10.0
 
 
 class EngineName(StrEnum):
     """The engines that can be named."""
 
     VLLM = "vllm"
+    HTTP = "http"
     FAKE = "fake"
 
 
+class LogFormatName(StrEnum):
+    """How log lines look."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    """The least level of what is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class Policy(StrEnum):
+    """How requests are spread over replicas."""
+
+    PREFIX = "prefix"
+    LEAST_LOAD = "least_load"
+
+
 def serve(
-    model: Annotated[str, typer.Argument(help="Model directory, hub id, or preset name.")],
-    engine: Annotated[EngineName, typer.Option(help="`fake` is for load tests: it runs no model.")] = EngineName.VLLM,
+    context: typer.Context,
+    model: Annotated[str | None, typer.Argument(help="Model directory, hub id, or preset name.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A gateway's YAML file, instead of MODEL and all other options.")
+    ] = None,
+    engine: Annotated[
+        EngineName,
+        typer.Option(help="`http` sends to the servers at --url; `fake` is for load tests: it runs no model."),
+    ] = EngineName.VLLM,
+    url: Annotated[
+        list[str] | None, typer.Option(help="A server for --engine http, as vllm=URL or sglang=URL. Repeatable.")
+    ] = None,
+    policy: Annotated[Policy, typer.Option(help="How requests are spread over servers.")] = Policy.PREFIX,
+    max_concurrency: Annotated[int, typer.Option(help="Requests under way in an engine; more wait.", min=1)] = 256,
+    queue_size: Annotated[int, typer.Option(help="Requests that may wait; more are refused (429).", min=0)] = 1024,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8000,
+    keys_file: Annotated[
+        Path | None, typer.Option(help="File of API keys, from `trillion-serve keys new`.", dir_okay=False)
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Let other machines use the API without a key.")] = False,
+    log_format: Annotated[LogFormatName, typer.Option(help="How log lines look.")] = LogFormatName.TEXT,
+    log_level: Annotated[LogLevel, typer.Option(help="Least level of what is logged.")] = LogLevel.INFO,
+    log_bodies: Annotated[
+        bool, typer.Option("--log-bodies", help="Log the bodies of requests and responses: what people write.")
+    ] = False,
+    tracing: Annotated[
+        bool, typer.Option("--tracing", help="Send OpenTelemetry traces as the OTEL_... variables say.")
+    ] = False,
     served_model_name: Annotated[str | None, typer.Option(help="What clients call the model.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Tokenizer directory or hub id, if not MODEL's.")] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Most tokens in a sequence.", min=2)] = None,
@@ -48,19 +105,52 @@ def serve(
         int, typer.Option(help="Seconds that requests may take to finish after SIGTERM.", min=1)
     ] = 30,
 ) -> None:
-    """Serve a model behind the OpenAI API.
+    """Serve models behind the OpenAI API.
 
-    Example: `trillion-serve serve ~/.cache/trillion_serve/demo/hf --port 8000 --kv-cache-memory 0.5`
+    Examples:
+
+    `trillion-serve serve ~/.cache/trillion_serve/demo/hf --port 8000 --kv-cache-memory 0.5`
+
+    `trillion-serve serve MODEL --engine http --url vllm=http://10.0.0.5:8000 --url sglang=http://10.0.0.6:30000`
+
+    `trillion-serve serve --config gateway.yaml`
     """
-    from trillion_serve.chat.tokenizer import ChatTokenizer
-    from trillion_serve.engines.vllm import VllmOptions
-    from trillion_serve.gateway.settings import GatewaySettings, SamplingDefaults
+    if (model is None) == (config is None):
+        raise ServeError("name either a MODEL or a --config file")
+    if bool(url) != (engine is EngineName.HTTP):
+        raise ServeError("--engine http and --url, which says where the engine is, go together")
+    if config is not None:
+        others = sorted(name for name in context.params if name != "config" and _is_given(context, name))
+        if others:
+            raise ServeError(f"--config says everything: put {', '.join(others)} into {config}")
+        _serve_file(config)
+        return
+    assert model is not None
+    from trillion_serve.gateway.config import GatewayConfig, LogConfig, ModelConfig, ServerConfig
+    from trillion_serve.gateway.observability import LogFormat, ObservabilityConfig
+    from trillion_serve.routing import HealthConfig, PoolConfig, RetryConfig
 
-    path = resolve(model, dummy_weights=load_format == "dummy")
-    defaults = SamplingDefaults.load(path)
-    chat_tokenizer = ChatTokenizer.load(tokenizer or path, defaults.end_ids)
+    name = served_model_name or display_name(model)
+    pool = PoolConfig(policy=policy.value, max_concurrency=max_concurrency, queue_size=queue_size)
+    server = ServerConfig(host=host, port=port, shutdown_timeout=shutdown_timeout, insecure=insecure)
+    gateway = GatewayConfig(
+        server=server,
+        log=LogConfig(format=LogFormat(log_format.value), level=log_level.value),
+        observability=ObservabilityConfig(log_bodies=log_bodies, tracing=tracing),
+        keys_file=keys_file,
+    )
+    if engine is EngineName.HTTP:
+        replicas = tuple(parse_url(text, number) for number, text in enumerate(url or (), 1))
+        # A tokenizer will do here: weights and their configuration are the servers' business.
+        source = tokenizer or (model if Path(model).is_dir() else resolve(model))
+        served = ModelConfig(name=name, tokenizer=source, replicas=replicas, pool=pool)
+        gateway = gateway.model_copy(update={"models": (served,)})
+        _run(_serve(lambda: gateway))
+        return
+    from trillion_serve.engines.vllm import VllmOptions
+
     options = VllmOptions(
-        model=path,
+        model=resolve(model, dummy_weights=load_format == "dummy"),
         tokenizer=tokenizer,
         max_model_len=max_model_len,
         dtype=dtype,
@@ -72,38 +162,119 @@ def serve(
         load_format=load_format,
         extra=dict(map(parse_engine_arg, engine_arg or [])),
     )
-    settings = GatewaySettings(model_name=served_model_name or display_name(model), sampling=defaults)
+    # One engine, next door: asking it how it is costs nothing, and there is no other to try.
+    pool = replace(pool, policy="least_load", retry=RetryConfig(attempts=1), health=HealthConfig(1.0, failures=1))
 
-    async def start() -> "Engine":
-        if engine is EngineName.FAKE:
-            return fake_engine(chat_tokenizer, max_model_len or 4096)
-        from trillion_serve.engines.vllm import VllmEngine
+    async def start() -> "ServedModel":
+        return await _start(name, options, pool, fake=engine is EngineName.FAKE)
 
-        return await VllmEngine.start(options)
-
-    asyncio.run(_run(start, chat_tokenizer, settings, host, port, shutdown_timeout))
+    _run(_serve(lambda: gateway, start))
 
 
-async def _run(
-    start: Any, tokenizer: "ChatTokenizer", settings: Any, host: str, port: int, shutdown_timeout: int
+def _is_given(context: typer.Context, option: str) -> bool:
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _serve_file(path: Path) -> None:
+    from trillion_serve.gateway.config import GatewayConfig
+
+    _run(_serve(lambda: GatewayConfig.read(path)))
+
+
+def _run(serving: Coroutine[None, None, None]) -> None:
+    """Serve on uvloop, which takes half of the standard loop's processor time for each chunk."""
+    import uvloop
+
+    uvloop.run(serving)
+
+
+async def _serve(
+    load: Callable[[], "GatewayConfig"], start: Callable[[], Awaitable["ServedModel"]] | None = None
 ) -> None:
-    from trillion_serve.gateway.app import create_app
+    """Serve until a signal ends it.
+
+    Args:
+        load: reads the configuration.
+        start: starts a model in this process.
+    """
+    from trillion_serve.gateway.app import create_deployment_app
+    from trillion_serve.gateway.deployment import Deployment, front_settings
+    from trillion_serve.gateway.observability import configure_logging
     from trillion_serve.gateway.server import Server, listen, url_of
 
-    sock = listen(host, port)
-    engine: Engine = await start()
-    info = engine.info
+    config = load()
+    configure_logging(config.log.format, config.log.level)
+    front_settings(config, config.server.host)  # before anything that takes time is started
+    sock = listen(config.server.host, config.server.port)
+    deployment = Deployment(load, [] if start is None else [await start()])
+    await deployment.reload()
+    for model in deployment.models:
+        await _introduce(model)
+
+    def announce() -> None:
+        names = ", ".join(model.name for model in deployment.models) or "no model yet"
+        typer.echo(f"Serving {names} at {url_of(sock)}")
+
+    server = Server(
+        create_deployment_app(deployment),
+        shutdown_timeout=config.server.shutdown_timeout,
+        on_ready=announce,
+        on_hangup=deployment.reload_in_background,
+    )
+    await server.serve(sockets=[sock])
+
+
+async def _start(name: str, options: "VllmOptions", config: "PoolConfig", *, fake: bool) -> "ServedModel":
+    """A model that runs in this process."""
+    from trillion_serve.chat.tokenizer import ChatTokenizer
+    from trillion_serve.gateway.deployment import pooled
+    from trillion_serve.gateway.models import ServedModel
+    from trillion_serve.gateway.sampling import SamplingDefaults
+
+    defaults = SamplingDefaults.load(options.model)
+    tokenizer = ChatTokenizer.load(options.tokenizer or options.model, defaults.end_ids)
+    if fake:
+        engine = fake_engine(tokenizer, options.max_model_len or 4096)
+    else:
+        from trillion_serve.engines.vllm import VllmEngine
+
+        engine = await VllmEngine.start(options)
+    return ServedModel(name, await pooled(engine, config), tokenizer, defaults)
+
+
+async def _introduce(model: "ServedModel") -> None:
+    """Say what runs a model, or that nothing does yet."""
+    if model.pool is not None:
+        try:
+            await model.pool.ready(_CONNECT_SECONDS)
+        except EngineStartError as error:
+            typer.echo(f"{model.name}: {error}; requests are refused until one is", err=True)
+            return
+    info = model.engine.info
     size = f" in {info.kv_bytes / 2**30:.2f} GiB" if info.kv_bytes else ""
     typer.echo(
         f"{info.engine}, {info.dtype}: context {info.context_length:,} tokens, "
         f"KV cache {info.kv_capacity_tokens:,} tokens{size}"
     )
 
-    def announce() -> None:
-        typer.echo(f"Serving {settings.model_name} at {url_of(sock)}")
 
-    app = create_app(engine, tokenizer, settings)
-    await Server(app, shutdown_timeout=shutdown_timeout, on_ready=announce).serve(sockets=[sock])
+def parse_url(text: str, number: int) -> "ReplicaConfig":
+    """A replica from ``vllm=URL`` or ``sglang=URL``; its name is its kind and number.
+
+    Raises:
+        ServeError: it is neither.
+    """
+    from pydantic import ValidationError
+
+    from trillion_serve.gateway.config import ReplicaConfig
+
+    kind, _, url = text.partition("=")
+    try:
+        return ReplicaConfig(name=f"{kind}-{number}", kind=kind, url=url)  # type: ignore[arg-type]
+    except ValidationError as error:
+        expected = "takes vllm=URL or sglang=URL, such as vllm=http://127.0.0.1:8001"
+        raise ServeError(f"--url {expected}, not {text!r}: {error.errors()[-1]['msg']}") from None
 
 
 def parse_engine_arg(text: str) -> tuple[str, Any]:

@@ -1,87 +1,62 @@
-"""The OpenAI-compatible HTTP application over one engine."""
+"""The OpenAI-compatible HTTP application over one model or several."""
 
-import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import Depends, FastAPI
 
-from trillion_serve.chat.tokenizer import ChatTokenizer
-from trillion_serve.engines.protocol import Engine
 from trillion_serve.gateway import errors
-from trillion_serve.gateway.completions import ChatCompletions
-from trillion_serve.gateway.errors import ApiError
-from trillion_serve.gateway.responses import ChatCompletion, ModelCard, ModelList
-from trillion_serve.gateway.schema import ChatCompletionRequest
-from trillion_serve.gateway.settings import GatewaySettings
-from trillion_serve.gateway.streaming import ClientGone, EventStream, while_connected
+from trillion_serve.gateway.api import admin, chat_completions, completions, health, page, responses, tokenize
+from trillion_serve.gateway.api import models as models_api
+from trillion_serve.gateway.deployment import Deployment
+from trillion_serve.gateway.limits.throttle import Throttle
+from trillion_serve.gateway.models import Models
+from trillion_serve.gateway.observability import ObservabilityConfig
+from trillion_serve.gateway.observability import install as install_observability
+from trillion_serve.gateway.security.authentication import Authentication
+from trillion_serve.gateway.security.bodies import BodyGuard
+from trillion_serve.gateway.security.front import Front, FrontSettings
 
-_CLIENT_CLOSED_REQUEST = 499
 
-
-def create_app(engine: Engine, tokenizer: ChatTokenizer, settings: GatewaySettings) -> FastAPI:
-    """The application. It closes the engine when it shuts down.
+def create_app(
+    models: Models, front: FrontSettings | None = None, observed: ObservabilityConfig | None = None
+) -> FastAPI:
+    """An application over models that do not change. It closes their engines when it shuts down.
 
     ``app.state.draining`` may be set to true to make ``/ready`` say that no more requests should come.
-    """
 
+    Args:
+        models: what is served.
+        front: who may come in, and with how much; None lets everyone in.
+        observed: what is shown of it.
+    """
+    return _create(models, Front(front), observed, models.close)
+
+
+def create_deployment_app(deployment: Deployment) -> FastAPI:
+    """An application over a deployment, which the admin API may change."""
+    app = _create(deployment.models, deployment.front, deployment.config.observability, deployment.close)
+    app.include_router(admin.router(deployment))
+    return app
+
+
+def _create(
+    models: Models, front: Front, observed: ObservabilityConfig | None, close: Callable[[], Awaitable[None]]
+) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         yield
-        await engine.close()
+        await close()
 
-    app = FastAPI(title="trillion-serve", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="trillion-serve", lifespan=lifespan, docs_url=None, redoc_url=None, responses=errors.RESPONSES)
     app.state.draining = False
     errors.install(app)
-    completions = ChatCompletions(engine, tokenizer, settings)
-    card = ModelCard(id=settings.model_name, created=int(time.time()), max_model_len=engine.info.context_length)
-
-    def check_model(name: str) -> None:
-        if name != settings.model_name:
-            raise ApiError(
-                f"there is no model {name!r} here, only {settings.model_name!r}",
-                status=404,
-                code="model_not_found",
-                param="model",
-            )
-
-    @app.get("/v1/models")
-    async def models() -> ModelList:
-        """The models that are served."""
-        return ModelList(data=[card])
-
-    @app.get("/v1/models/{model_id:path}")
-    async def model(model_id: str) -> ModelCard:
-        """One model."""
-        check_model(model_id)
-        return card
-
-    @app.post("/v1/chat/completions", response_model=ChatCompletion)
-    async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
-        """Answer a conversation, as a stream of events if ``stream`` is true."""
-        check_model(body.model)
-        job = await completions.prepare(body)
-        if body.stream:
-            return EventStream(completions.stream(job))
-        try:
-            answer = await while_connected(request.receive, completions.complete(job))
-        except ClientGone:
-            return Response(status_code=_CLIENT_CLOSED_REQUEST)
-        return Response(answer.model_dump_json(), media_type="application/json")
-
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        """Whether the engine lives: 200 or 503."""
-        await engine.health()
-        return {"status": "ok"}
-
-    @app.get("/ready")
-    async def ready() -> JSONResponse:
-        """Whether requests should be sent here: 200 or 503."""
-        await engine.health()
-        if app.state.draining:
-            return JSONResponse({"status": "draining"}, 503)
-        return JSONResponse({"status": "ready"})
-
+    for api in (models_api, chat_completions, completions, responses, tokenize, health):
+        app.include_router(api.router(models), dependencies=[Depends(front.check_batch)])
+    app.include_router(page.router())
+    # The last one stands at the front.
+    app.add_middleware(BodyGuard, front=front)
+    app.add_middleware(Throttle, front=front)
+    app.add_middleware(Authentication, front=front)
+    install_observability(app, models, observed)
     return app

@@ -2,12 +2,13 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from trillion_model.errors import TrillionError
@@ -22,7 +23,29 @@ from trillion_serve.errors import (
 
 logger = logging.getLogger(__name__)
 
-_TYPES = {400: "invalid_request_error", 404: "not_found_error", 405: "invalid_request_error"}
+_TYPES = {404: "not_found_error", 429: "rate_limit_error"}
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every error."""
+
+    error: ErrorDetail
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "The request cannot be answered as it is."},
+    "5XX": {"model": ErrorBody, "description": "The server or its engine failed."},
+}
+"""What every route may answer besides its own."""
 
 
 class ApiError(ServeError):
@@ -33,19 +56,30 @@ class ApiError(ServeError):
         status: HTTP status.
         code: a word for programs.
         param: the field that is at fault.
+        headers: more HTTP headers for the response.
     """
 
-    def __init__(self, message: str, *, status: int = 400, code: str | None = None, param: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.status = status
         self.code = code
         self.param = param
+        self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
         """The JSON body."""
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        detail = ErrorDetail(message=self.message, type=kind, param=self.param, code=self.code)
+        return ErrorBody(error=detail).model_dump()
 
 
 def api_error(error: Exception) -> ApiError:
@@ -58,7 +92,8 @@ def api_error(error: Exception) -> ApiError:
         case RequestRefusedError():
             return ApiError(str(error), code="request_refused")
         case OverloadedError():
-            return ApiError(str(error), status=429, code="overloaded")
+            retry_after = {"Retry-After": str(math.ceil(error.retry_after))}
+            return ApiError(str(error), status=429, code="overloaded", headers=retry_after)
         case EngineDeadError():
             return ApiError(str(error), status=503, code="engine_dead")
         case EngineUnavailableError():
@@ -66,6 +101,11 @@ def api_error(error: Exception) -> ApiError:
         case TrillionError():
             return ApiError(str(error), status=500, code="engine_error")
     return ApiError("the server failed on this request; its log says why", status=500, code="internal_error")
+
+
+def response_of(error: ApiError) -> JSONResponse:
+    """The response that tells a client."""
+    return JSONResponse(error.body(), error.status, error.headers)
 
 
 def install(app: FastAPI) -> None:
@@ -80,8 +120,7 @@ async def _on_error(request: Request, error: Exception) -> JSONResponse:
     told = api_error(error)
     if told.status >= 500:
         logger.error("%s %s: %s", request.method, request.url.path, error)
-    headers = {"Retry-After": str(math.ceil(error.retry_after))} if isinstance(error, OverloadedError) else None
-    return JSONResponse(told.body(), told.status, headers)
+    return response_of(told)
 
 
 async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
@@ -96,7 +135,8 @@ async def _on_validation_error(request: Request, error: Exception) -> JSONRespon
     if first["type"] == "json_invalid":
         told = ApiError(f"the body is not JSON: {first['ctx']['error']}", code="invalid_json")
     else:
-        param = _path(first["loc"][1:])
+        # A validator of a whole model names the field that is at fault itself, as pydantic gives it no place.
+        param = first.get("ctx", {}).get("param") or _path(first["loc"][1:])
         message = f"{param}: {first['msg']}" if param else first["msg"]
         code = first["type"] if first["type"] in ("unsupported_field", "contradiction") else "invalid_value"
         told = ApiError(message, code=code, param=param)

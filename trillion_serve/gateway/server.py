@@ -1,6 +1,8 @@
 """Serving an application on a socket until it is told to stop."""
 
+import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import threading
@@ -22,19 +24,37 @@ class Server(uvicorn.Server):
         app: what to serve.
         shutdown_timeout: seconds that requests under way may take to finish.
         on_ready: called when the first request can come.
+        on_hangup: called on SIGHUP, in the event loop; without it SIGHUP does what it did before.
     """
 
-    def __init__(self, app: FastAPI, *, shutdown_timeout: int, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        *,
+        shutdown_timeout: int,
+        on_ready: Callable[[], None],
+        on_hangup: Callable[[], None] | None = None,
+    ) -> None:
         super().__init__(
-            uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=shutdown_timeout, timeout_keep_alive=30)
+            uvicorn.Config(
+                app,
+                log_config=None,  # its loggers write where all others do
+                log_level="warning",
+                timeout_graceful_shutdown=shutdown_timeout,
+                timeout_keep_alive=30,
+            )
         )
         self._app = app
         self._on_ready = on_ready
+        self._on_hangup = on_hangup
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say so."""
         await super().startup(sockets)
         if self.started:
+            # What the imports left behind stays: looking through it again and again holds up every stream.
+            gc.collect()
+            gc.freeze()
             self._on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -49,9 +69,13 @@ class Server(uvicorn.Server):
             yield
             return
         before = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGTERM, signal.SIGINT)}
+        loop = asyncio.get_running_loop()
+        if self._on_hangup is not None:
+            loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         try:
             yield
         finally:
+            loop.remove_signal_handler(signal.SIGHUP)
             for sig, handler in before.items():
                 signal.signal(sig, handler)
 

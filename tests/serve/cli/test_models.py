@@ -9,7 +9,7 @@ from trillion_serve.cli.models import display_name, resolve
 from trillion_serve.cli.serve import parse_engine_arg
 from trillion_serve.engines.vllm import VllmOptions
 from trillion_serve.errors import ModelNotFoundError, ServeError
-from trillion_serve.gateway.settings import SamplingDefaults
+from trillion_serve.gateway.sampling import SamplingDefaults
 
 
 def test_a_directory_and_a_hub_id_are_taken_as_they_are(tmp_path: Path) -> None:
@@ -69,6 +69,11 @@ def test_engine_arguments_win_over_ours() -> None:
         "load_format": "auto",
         "enforce_eager": True,
         "disable_log_stats": True,
+        "structured_outputs_config": {
+            "backend": "guidance",
+            "disable_any_whitespace": True,
+            "enable_in_reasoning": True,
+        },
         "block_size": 32,
     }
 

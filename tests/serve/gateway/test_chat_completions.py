@@ -39,7 +39,7 @@ def test_an_answer_has_its_reasoning_under_both_names(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("gateway", [{"chunk": 1}, {"chunk": 3}, {"chunk": 1000}], indirect=True)
-@pytest.mark.parametrize("options", [{}, {"n": 3, "seed": 5}, {"stop": [". "]}, {"max_tokens": 7}])
+@pytest.mark.parametrize("options", [{}, {"n": 3, "seed": 5}, {"stop": [". "]}, {"max_tokens": 24}])
 def test_a_stream_adds_up_to_the_answer(gateway: Gateway, options: dict[str, Any]) -> None:
     whole = {
         choice.index: {

@@ -4,37 +4,17 @@ Reasoning goes out under both of its names, ``reasoning`` and ``reasoning_conten
 other.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
-from trillion_serve.chat.decode import MessageDelta
+from trillion_serve.chat.answer import AnswerFinish, Intervention
+from trillion_serve.chat.message import MessageDelta, ToolCallDelta
 from trillion_serve.chat.tokenizer import ChatTokenizer
-from trillion_serve.engines.protocol import FinishReason, TokenLogprob
-
-_OMIT_NONE = Field(exclude_if=lambda value: value is None)
-
-
-class PromptTokensDetails(BaseModel):
-    """Of the prompt's tokens: how many the engine had in its prefix cache."""
-
-    cached_tokens: int
-
-
-class CompletionTokensDetails(BaseModel):
-    """Of the generated tokens: how many were reasoning."""
-
-    reasoning_tokens: int
-
-
-class Usage(BaseModel):
-    """Tokens of a request, over all its choices."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
-    completion_tokens_details: CompletionTokensDetails
+from trillion_serve.engines.protocol import TokenLogprob
+from trillion_serve.gateway.schema.common import OMIT_NONE
+from trillion_serve.gateway.schema.usage import Usage
 
 
 class TopLogprob(BaseModel):
@@ -57,22 +37,39 @@ class ChoiceLogprobs(BaseModel):
     content: list[TokenLogprobs]
 
 
+class CalledFunction(BaseModel):
+    """The function of a tool call, with its arguments as JSON text."""
+
+    name: str
+    arguments: str
+
+
+class CalledTool(BaseModel):
+    """A whole tool call."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class AssistantMessage(BaseModel):
-    """A whole answer."""
+    """A whole answer. ``content`` is null when there is nothing but tool calls, as the OpenAI API has it."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
-    reasoning: Annotated[str | None, _OMIT_NONE] = None
-    reasoning_content: Annotated[str | None, _OMIT_NONE] = None
+    content: str | None
+    reasoning: Annotated[str | None, OMIT_NONE] = None
+    reasoning_content: Annotated[str | None, OMIT_NONE] = None
+    tool_calls: Annotated[list[CalledTool] | None, OMIT_NONE] = None
 
 
 class Choice(BaseModel):
-    """One answer of ``n``."""
+    """One answer of ``n``. ``interventions`` says what was done to it that the model would not have done."""
 
     index: int
     message: AssistantMessage
-    finish_reason: FinishReason
-    logprobs: Annotated[ChoiceLogprobs | None, _OMIT_NONE] = None
+    finish_reason: AnswerFinish
+    logprobs: Annotated[ChoiceLogprobs | None, OMIT_NONE] = None
+    interventions: Annotated[list[Intervention] | None, OMIT_NONE] = None
 
 
 class ChatCompletion(BaseModel):
@@ -86,56 +83,27 @@ class ChatCompletion(BaseModel):
     usage: Usage
 
 
-class Delta(BaseModel):
-    """What a chunk adds to the message."""
-
-    role: Annotated[Literal["assistant"] | None, _OMIT_NONE] = None
-    content: Annotated[str | None, _OMIT_NONE] = None
-    reasoning: Annotated[str | None, _OMIT_NONE] = None
-    reasoning_content: Annotated[str | None, _OMIT_NONE] = None
-
-
-class ChunkChoice(BaseModel):
-    """What a chunk adds to one answer of ``n``. ``finish_reason`` is null until the last."""
-
-    index: int
-    delta: Delta
-    finish_reason: FinishReason | None
-    logprobs: Annotated[ChoiceLogprobs | None, _OMIT_NONE] = None
-
-
-class ChatCompletionChunk(BaseModel):
-    """One event of a stream."""
-
-    id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    choices: list[ChunkChoice]
-    usage: Annotated[Usage | None, _OMIT_NONE] = None
-
-
-class ModelCard(BaseModel):
-    """A model that is served here."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "trillion-serve"
-    max_model_len: int
-
-
-class ModelList(BaseModel):
-    """The models that are served here."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelCard]
-
-
 def text_fields(delta: MessageDelta) -> dict[str, Any]:
     """The fields of a message or delta that have something in them."""
     fields = {"content": delta.content, "reasoning": delta.reasoning, "reasoning_content": delta.reasoning}
     return {name: text for name, text in fields.items() if text}
+
+
+def whole_tool_calls(deltas: Sequence[ToolCallDelta]) -> list[CalledTool]:
+    """The tool calls that pieces add up to."""
+    pieces: dict[int, list[ToolCallDelta]] = {}
+    for delta in deltas:
+        pieces.setdefault(delta.index, []).append(delta)
+    return [
+        CalledTool(
+            id=next(piece.id for piece in call if piece.id is not None),
+            function=CalledFunction(
+                name=next(piece.name for piece in call if piece.name is not None),
+                arguments="".join(piece.arguments for piece in call),
+            ),
+        )
+        for call in pieces.values()
+    ]
 
 
 def choice_logprobs(tokenizer: ChatTokenizer, entries: list[TokenLogprob]) -> ChoiceLogprobs:

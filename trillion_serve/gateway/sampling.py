@@ -1,4 +1,4 @@
-"""What a server is told when it starts, and how a request's sampling follows from it."""
+"""The sampling of a request: what it says, else what the model's generation config says, else the API's defaults."""
 
 import json
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 from trillion_serve.engines.protocol import EngineInfo, SamplingParams
 from trillion_serve.errors import ChatError
 from trillion_serve.gateway.errors import ApiError
-from trillion_serve.gateway.schema import ChatCompletionRequest
+from trillion_serve.gateway.schema.sampling import SamplingFields
 
 
 @dataclass(frozen=True)
@@ -52,28 +52,26 @@ class SamplingDefaults:
         return cls(**values, end_ids=tuple(ends))
 
 
-@dataclass(frozen=True)
-class GatewaySettings:
-    """How the gateway presents a model.
-
-    Attributes:
-        model_name: what clients call it.
-        sampling: defaults of requests that say nothing.
-    """
-
-    model_name: str
-    sampling: SamplingDefaults = SamplingDefaults()
-
-
 def sampling_of(
-    request: ChatCompletionRequest,
+    request: SamplingFields,
     defaults: SamplingDefaults,
     info: EngineInfo,
     *,
     prompt_tokens: int,
     end_ids: tuple[int, ...],
+    top_logprobs: int | None = None,
+    param: str = "messages",
 ) -> SamplingParams:
     """The sampling parameters of a request.
+
+    Args:
+        request: the fields that it gave.
+        defaults: for those that it did not.
+        info: of the engine that will run it.
+        prompt_tokens: length of its prompt.
+        end_ids: tokens that end an answer.
+        top_logprobs: alternatives to each token, None for no log-probabilities.
+        param: the field that the prompt comes from, for the error.
 
     Raises:
         ApiError: prompt and answer do not fit in the context.
@@ -83,9 +81,9 @@ def sampling_of(
         wanted = f" and {request.token_limit} more were asked for" if request.token_limit else ""
         raise ApiError(
             f"the context holds {info.context_length} tokens, but the prompt has {prompt_tokens}{wanted}; "
-            "shorten the messages or ask for fewer tokens",
+            f"shorten the {param} or ask for fewer tokens",
             code="context_length_exceeded",
-            param="messages" if room < 1 else "max_tokens",
+            param=param if room < 1 else "max_tokens",
         )
 
     def chosen(value: float | None, default: float) -> float:
@@ -105,6 +103,6 @@ def sampling_of(
         repetition_penalty=chosen(request.repetition_penalty, defaults.repetition_penalty),
         seed=request.seed,
         stop_token_ids=(*ends, *(request.stop_token_ids or ())),
-        top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        top_logprobs=top_logprobs,
         logit_bias=request.logit_bias or {},
     )

@@ -1,0 +1,1 @@
+"""How much one caller may ask for: rates, concurrency, and tokens counted where they are spent."""
