@@ -29,4 +29,4 @@ bench: $(READY)
 	$(BIN)/python benchmarks/kv_cache.py --quick
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-gateway .mypy_cache .pytest_cache .ruff_cache .hypothesis
