@@ -22,7 +22,7 @@ from typing import Literal
 from trillion_model.vaetki.chat_format import THINK_END
 from trillion_serve.chat.decode import ChatDecoder, StopStrings
 from trillion_serve.chat.loops import LoopConfig, LoopDetector
-from trillion_serve.chat.message import MessageDelta
+from trillion_serve.chat.message import NOTHING, MessageDelta
 from trillion_serve.chat.render import Prompt
 from trillion_serve.chat.thinking import ALL_OF_IT, Opening, ReasoningView
 from trillion_serve.chat.tokenizer import ChatTokenizer
@@ -36,7 +36,6 @@ AnswerFinish = Literal["stop", "length", "tool_calls"]
 _RESCUE_TOKENS = 32
 """Tokens that a model which ended without an answer gets to begin one, in which it may not end."""
 _BANNED = -100.0
-_NOTHING = MessageDelta()
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +208,7 @@ class _Run:
         self._cached_tokens = 0
         self._reasoning: list[str] = []
         self._answered = self._called_tools = self._flushed = False
-        self._unsent = _NOTHING
+        self._unsent = NOTHING
         self._unsent_logprobs: list[TokenLogprob] = []
         self.peeking = self._decoder.undecided and not self._runs_on and room > 0
         self._watch_for_loops()
@@ -276,7 +275,7 @@ class _Run:
     def take(self, finish_reason: AnswerFinish | None = None) -> AnswerDelta:
         """What has come since the last delta."""
         message, logprobs = self._unsent, tuple(self._unsent_logprobs)
-        self._unsent, self._unsent_logprobs = _NOTHING, []
+        self._unsent, self._unsent_logprobs = NOTHING, []
         thinks = self._decoder.reasoning or self._decoder.undecided
         return AnswerDelta(
             message=self._viewer.show(message, thinks=thinks, last=finish_reason is not None),
@@ -405,7 +404,7 @@ class _Run:
         """Forget what the model began content with that is not its to choose."""
         self.peeking = False
         self._tokens, self._count = [], 0
-        self._unsent, self._unsent_logprobs = _NOTHING, []
+        self._unsent, self._unsent_logprobs = NOTHING, []
         self._answered = self._called_tools = False
         self._read_on_as_content()
 

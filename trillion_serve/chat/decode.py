@@ -7,7 +7,7 @@ and a streamed answer is the same as one that is not.
 from collections.abc import Iterable, Sequence
 
 from trillion_model.vaetki.chat_format import THINK_END, THINK_START
-from trillion_serve.chat.message import MessageDelta
+from trillion_serve.chat.message import NOTHING, MessageDelta
 from trillion_serve.chat.overlap import longest_overlap
 from trillion_serve.chat.render import Prompt
 from trillion_serve.chat.text import SpaceAfterNewline, TextDecoder
@@ -69,7 +69,7 @@ class ChatDecoder:
 
     def decode(self, token_ids: Iterable[int]) -> MessageDelta:
         """What these tokens add."""
-        delta = MessageDelta()
+        delta = NOTHING
         for token_id in token_ids:
             if self.stopped:
                 break
@@ -90,7 +90,7 @@ class ChatDecoder:
 
     def _decode_one(self, token_id: int) -> MessageDelta:
         if token_id in self._tokenizer.hidden_ids or token_id in self._tokenizer.end_ids:
-            return MessageDelta()
+            return NOTHING
         if token_id == self._tokenizer.think_start_id:
             return self._splitter.text(self._read(self._text.flush())) + self._splitter.tag(THINK_START)
         if token_id == self._tokenizer.think_end_id:
@@ -101,6 +101,8 @@ class ChatDecoder:
         return self._spaces.decode(text) if self._tokenizer.doubles_spaces else text
 
     def _read_content(self, delta: MessageDelta) -> MessageDelta:
+        if self._calls is None and not self._stops.looking:
+            return delta
         content = self._stops.decode(delta.content)
         if self._calls is None:
             return MessageDelta(delta.reasoning, content)
@@ -138,8 +140,10 @@ class ReasoningSplitter:
 
     def text(self, text: str) -> MessageDelta:
         """Read a piece of text."""
+        if self._opening is Opening.CLOSED and not self._held and not self._newlines_to_drop:
+            return MessageDelta(content=text) if text else NOTHING
         self._held += text
-        delta = MessageDelta()
+        delta = NOTHING
         if self._opening is Opening.MODEL:
             self._decide()
         if self._opening is Opening.PROMPT:
@@ -211,6 +215,7 @@ class StopStrings:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
+        self.looking = bool(stops)
         self._held = ""
         self.found = False
 

@@ -29,6 +29,10 @@ class MessageDelta:
     tool_calls: tuple[ToolCallDelta, ...] = ()
 
     def __add__(self, other: "MessageDelta") -> "MessageDelta":
+        if not other:
+            return self
+        if not self:
+            return other
         return MessageDelta(
             self.reasoning + other.reasoning,
             self.content + other.content,
@@ -37,6 +41,10 @@ class MessageDelta:
 
     def __bool__(self) -> bool:
         return bool(self.reasoning or self.content or self.tool_calls)
+
+
+NOTHING = MessageDelta()
+"""What most tokens add to most parts of an answer."""
 
 
 def _joined(first: tuple[ToolCallDelta, ...], then: tuple[ToolCallDelta, ...]) -> tuple[ToolCallDelta, ...]:
