@@ -1,7 +1,7 @@
 """LangChain and LiteLLM as clients. An optional job: they are skipped where they are not installed.
 
-    pip install langchain-openai litellm
-    pytest tests/serve/gateway/test_other_clients.py
+pip install langchain-openai litellm
+pytest tests/serve/gateway/test_other_clients.py
 """
 
 from typing import Any
