@@ -134,7 +134,9 @@ def measure_aborts(name: str, mine: int, theirs: int, tokenizer: Path, count: in
 def leave(gateway: Running) -> float:
     """Open a stream, read its first bytes and go; when that was."""
     url = gateway.url + "/v1/chat/completions"
-    with httpx.Client(timeout=30) as client, client.stream("POST", url, content=request_body(stream=True)) as answer:
+    asked = {"content": request_body(stream=True), "headers": {"Content-Type": "application/json"}}
+    with httpx.Client(timeout=30) as client, client.stream("POST", url, **asked) as answer:  # type: ignore[arg-type]
+        answer.raise_for_status()
         next(answer.iter_raw())
         left = time.monotonic()
     return left
