@@ -4,10 +4,12 @@ Each rate is one run of `vllm bench serve`, which sends chats at random moments 
 requests whose time to first token and time per token both keep the objective. Name a second server to compare: its
 figures stand beside the first one's, with the ratio.
 
+    pip install 'trillion-serve[bench]'
     python benchmarks/throughput.py http://127.0.0.1:8000 --model vaetki-nano --tokenizer DIR
     python benchmarks/throughput.py http://127.0.0.1:8000 --peer http://127.0.0.1:8001 --model m --tokenizer DIR --quick
 """
 
+import importlib.util
 import json
 import random
 import subprocess
@@ -67,6 +69,8 @@ def main(
     plot: Annotated[Path | None, typer.Option(help="Also draw them into this file (.png or .svg).")] = None,
 ) -> None:
     """Measure and print."""
+    if importlib.util.find_spec("pandas") is None:
+        raise typer.BadParameter("vllm bench serve reads prompts with pandas: pip install 'trillion-serve[bench]'")
     swept = [float(rate) for rate in rates.split(",")]
     if quick:
         swept, seconds = swept[:3], 5.0
