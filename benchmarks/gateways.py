@@ -114,6 +114,8 @@ def ours(core: int, tokenizer: Path, upstream_url: str) -> object:
     port = free_port()
     command = [sys.executable, "-m", "trillion_serve.cli.main", "serve", str(tokenizer), "--port", str(port)]
     command += ["--served-model-name", MODEL, "--engine", "http", "--url", f"vllm={upstream_url}"]
+    # Requests that a real engine would let wait: a null upstream has room for all.
+    command += ["--max-concurrency", "2000"]
     return started("trillion-serve", command, port, core, "/ready")
 
 
