@@ -77,9 +77,12 @@ def main(
 
 
 @contextlib.contextmanager
-def chain(name: str, mine: int, theirs: int, tokenizer: Path, interval_ms: float, chunks: int = 32) -> Any:
-    """A gateway and the upstream behind it."""
-    with gateways.upstream(mine, interval_ms, answer_ids(tokenizer), chunks) as upstream:  # type: ignore[attr-defined]
+def chain(name: str, mine: int, theirs: int, tokenizer: Path, interval_ms: float, chunks: int | None = None) -> Any:
+    """A gateway and the upstream behind it; so many chunks without an end token, or an answer that has one."""
+    ids = answer_ids(tokenizer)
+    if chunks is not None:
+        ids = ids[:-1]
+    with gateways.upstream(mine, interval_ms, ids, chunks or len(ids)) as upstream:  # type: ignore[attr-defined]
         start = gateways.starlette(theirs, upstream.url)
         if name == "trillion-serve":
             start = gateways.ours(theirs, tokenizer, upstream.url)
@@ -108,14 +111,14 @@ def measure_memory(name: str, mine: int, theirs: int, tokenizer: Path, requests:
 
 
 def hold_streams(name: str, mine: int, theirs: int, tokenizer: Path, streams: int, seconds: float) -> int:
-    """Open so many streams, let each run for so long, and count those that did not end well."""
+    """Open so many streams, let each run for so long, and count those that did not, or did not end well."""
     chunks = max(int(seconds), 2)
     with chain(name, mine, theirs, tokenizer, 1000 * seconds / chunks, chunks) as (gateway, _):
-        body = json.loads(request_body(stream=True)) | {"max_tokens": chunks + 8}
+        body = json.loads(request_body(stream=True)) | {"max_tokens": chunks + 8, "repetition_detection": False}
         spread = min(10.0, seconds / 4)
         load = Load(gateway.url, json.dumps(body).encode(), streams, streams, 3600, spread, timeout=seconds * 2 + 30)
         samples, _ = asyncio.run(send(load))
-    return sum(sample.status != 200 for sample in samples)
+    return sum(sample.status != 200 or sample.total < seconds for sample in samples)
 
 
 def measure_aborts(name: str, mine: int, theirs: int, tokenizer: Path, count: int) -> list[float]:
