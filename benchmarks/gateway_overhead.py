@@ -16,7 +16,7 @@ import os
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import gateways
 import typer
@@ -112,7 +112,7 @@ def start_all(
     peers: bool,
 ) -> list[Running]:
     """The upstream itself, then every gateway in front of it."""
-    direct: Any = stack.enter_context(gateways.upstream(mine, interval_ms, ids))  # type: ignore[arg-type]
+    direct = stack.enter_context(gateways.upstream(mine, interval_ms, ids))
     found = [
         gateways.ours(theirs, tokenizer, direct.url),
         gateways.starlette(theirs, direct.url),
@@ -123,7 +123,7 @@ def start_all(
             start(theirs, environment, direct.url)
             for start in (gateways.vllm_router, gateways.sglang_router, gateways.litellm)
         ]
-    return [direct, *(stack.enter_context(gateway) for gateway in found)]  # type: ignore[arg-type]
+    return [direct, *(stack.enter_context(gateway) for gateway in found)]
 
 
 def answer_ids(tokenizer: Path) -> list[int]:

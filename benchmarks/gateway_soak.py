@@ -82,11 +82,11 @@ def chain(name: str, mine: int, theirs: int, tokenizer: Path, interval_ms: float
     ids = answer_ids(tokenizer)
     if chunks is not None:
         ids = ids[:-1]
-    with gateways.upstream(mine, interval_ms, ids, chunks or len(ids)) as upstream:  # type: ignore[attr-defined]
+    with gateways.upstream(mine, interval_ms, ids, chunks or len(ids)) as upstream:
         start = gateways.starlette(theirs, upstream.url)
         if name == "trillion-serve":
             start = gateways.ours(theirs, tokenizer, upstream.url)
-        with start as gateway:  # type: ignore[attr-defined]
+        with start as gateway:
             yield gateway, upstream
 
 
@@ -137,8 +137,9 @@ def measure_aborts(name: str, mine: int, theirs: int, tokenizer: Path, count: in
 def leave(gateway: Running) -> float:
     """Open a stream, read its first bytes and go; when that was."""
     url = gateway.url + "/v1/chat/completions"
-    asked = {"content": request_body(stream=True), "headers": {"Content-Type": "application/json"}}
-    with httpx.Client(timeout=30) as client, client.stream("POST", url, **asked) as answer:  # type: ignore[arg-type]
+    headers = {"Content-Type": "application/json"}
+    body = request_body(stream=True)
+    with httpx.Client(timeout=30, headers=headers) as client, client.stream("POST", url, content=body) as answer:
         answer.raise_for_status()
         next(answer.iter_raw())
         left = time.monotonic()

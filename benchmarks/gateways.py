@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,7 +102,9 @@ def started(
                 process.wait()
 
 
-def upstream(core: int, interval_ms: float, token_ids: Sequence[int], chunks: int = 32) -> object:
+def upstream(
+    core: int, interval_ms: float, token_ids: Sequence[int], chunks: int = 32
+) -> AbstractContextManager[Running]:
     """A null upstream, as a context manager."""
     port = free_port()
     command = [sys.executable, str(HERE / "null_upstream.py"), "--port", str(port), "--interval-ms", str(interval_ms)]
@@ -109,7 +112,7 @@ def upstream(core: int, interval_ms: float, token_ids: Sequence[int], chunks: in
     return started("direct", command, port, core, "/health")
 
 
-def ours(core: int, tokenizer: Path, upstream_url: str) -> object:
+def ours(core: int, tokenizer: Path, upstream_url: str) -> AbstractContextManager[Running]:
     """Our gateway in front of an upstream, as a context manager."""
     port = free_port()
     command = [sys.executable, "-m", "trillion_serve.cli.main", "serve", str(tokenizer), "--port", str(port)]
@@ -119,14 +122,14 @@ def ours(core: int, tokenizer: Path, upstream_url: str) -> object:
     return started("trillion-serve", command, port, core, "/ready")
 
 
-def starlette(core: int, upstream_url: str) -> object:
+def starlette(core: int, upstream_url: str) -> AbstractContextManager[Running]:
     """The bare pass-through."""
     port = free_port()
     command = [sys.executable, str(HERE / "bare_proxy.py"), "--port", str(port), "--upstream", upstream_url]
     return started("starlette", command, port, core, "/health")
 
 
-def vllm_router(core: int, peers: Path, upstream_url: str) -> object:
+def vllm_router(core: int, peers: Path, upstream_url: str) -> AbstractContextManager[Running]:
     """vLLM's router."""
     port = free_port()
     command = [str(peers / "bin/vllm-router"), "--host", "127.0.0.1", "--port", str(port)]
@@ -134,7 +137,7 @@ def vllm_router(core: int, peers: Path, upstream_url: str) -> object:
     return started("vllm-router", command, port, core, "/v1/chat/completions")
 
 
-def sglang_router(core: int, peers: Path, upstream_url: str) -> object:
+def sglang_router(core: int, peers: Path, upstream_url: str) -> AbstractContextManager[Running]:
     """SGLang's router."""
     port = free_port()
     command = [str(peers / "bin/sglang-router"), "launch", "--host", "127.0.0.1", "--port", str(port)]

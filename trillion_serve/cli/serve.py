@@ -183,7 +183,7 @@ def _serve_file(path: Path) -> None:
 
 
 def _run(serving: Coroutine[None, None, None]) -> None:
-    """Serve on uvloop, which takes half of the standard loop's processor time for each chunk."""
+    """Serve on uvloop, as uvicorn does where it starts the loop itself."""
     import uvloop
 
     uvloop.run(serving)

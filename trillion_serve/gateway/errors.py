@@ -20,6 +20,7 @@ from trillion_serve.errors import (
     RequestRefusedError,
     ServeError,
 )
+from trillion_serve.gateway.documents import field_path
 
 logger = logging.getLogger(__name__)
 
@@ -144,11 +145,7 @@ async def _on_validation_error(request: Request, error: Exception) -> JSONRespon
 
 
 def _path(location: Sequence[int | str]) -> str | None:
-    """``messages[0].content`` for the place that pydantic names, without the branch of a union it tried."""
-    path = ""
-    for step in location:
-        if isinstance(step, int):
-            path += f"[{step}]"
-        elif step.isidentifier() and step not in ("str", "int", "float", "bool"):
-            path += f".{step}" if path else step
-    return path or None
+    """The place that pydantic names in a request, without the branch of a union that it tried."""
+    types = ("str", "int", "float", "bool")
+    steps = [step for step in location if isinstance(step, int) or (step.isidentifier() and step not in types)]
+    return field_path(steps) or None

@@ -173,14 +173,15 @@ async def figure(engine, name: str) -> float:
 
 async def test_leaving_stops_the_request_in_vllm(engine):
     before = await figure(engine, "generation_tokens_total")
-    params = SamplingParams(max_tokens=500, temperature=1.0)
+    # Alternatives to each token make it slower, so that there is time to leave.
+    params = SamplingParams(max_tokens=500, temperature=1.0, top_logprobs=20)
     async with aclosing(engine.generate(GenerateRequest("left", PROMPT[:8], params))) as deltas:
         await anext(deltas)
     generated = []
     for _ in range(4):
         await asyncio.sleep(0.5)
         generated.append(await figure(engine, "generation_tokens_total") - before)
-    assert 1 <= generated[-1] < 400
+    assert 1 <= generated[-1] < 100
     assert generated[-1] == generated[-2], "it goes on"
 
 

@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
-from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
 
@@ -16,6 +15,7 @@ from trillion_serve.chat.tokenizer import ChatTokenizer
 from trillion_serve.engines.protocol import SamplingParams, TokenLogprob
 from trillion_serve.gateway.answers import Answers, numbered
 from trillion_serve.gateway.errors import ApiError
+from trillion_serve.gateway.ids import new_id
 from trillion_serve.gateway.models import Models, ServedModel
 from trillion_serve.gateway.raw_prompts import check_token_ids, encode_raw
 from trillion_serve.gateway.sampling import sampling_of
@@ -70,7 +70,7 @@ class _Completions:
         self._model = model
         self._request = request
         self._prompts = prompts
-        self._id = f"cmpl-{uuid4().hex}"
+        self._id = f"cmpl-{new_id()}"
         self._created = int(time.time())
         self._count = request.n or 1
         self._generates = request.max_tokens != 0
