@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from trillion_convert.architecture import Architecture, read_config
 from trillion_convert.tensor_files import TensorFiles
+from trillion_model.architecture import Architecture, read_config
 from trillion_model.errors import CheckpointError
 
 _NAMED = 5

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trillion_convert import model_card
-from trillion_convert.architecture import family
 from trillion_convert.checkpoint import Checkpoint, Form, open_checkpoint
 from trillion_convert.errors import ConvertError
 from trillion_convert.safetensors_writer import write_safetensors
-from trillion_convert.sizes import count_parameters
 from trillion_convert.staging import staged_directory
 from trillion_convert.tensor_files import INDEX, TensorInfo, all_finite
 from trillion_convert.tokenizer import check_tokenizer, copy_tokenizer
+from trillion_model.architecture import family
 from trillion_model.errors import CheckpointError
+from trillion_model.sizes import count_parameters
 
 if TYPE_CHECKING:
     import torch

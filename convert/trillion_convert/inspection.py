@@ -4,11 +4,10 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from trillion_convert.architecture import Architecture
 from trillion_convert.checkpoint import open_checkpoint
-from trillion_convert.sizes import KvCache, Parameters, count_parameters, kv_cache
-from trillion_convert.tensor_files import BYTES
 from trillion_model import presets
+from trillion_model.architecture import Architecture
+from trillion_model.sizes import BYTES, KvCache, Parameters, count_parameters, kv_cache
 
 _SHOWN = ("float32", "bfloat16")
 

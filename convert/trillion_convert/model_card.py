@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from trillion_convert.sizes import Parameters, kv_cache
+from trillion_model.sizes import Parameters, kv_cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trillion_model.errors import CheckpointError
+from trillion_model.sizes import BYTES
 
 if TYPE_CHECKING:
     import torch
@@ -16,8 +17,6 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """Dtypes that weights may be stored in: safetensors' name and torch's."""
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes of a number."""
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 

@@ -1,5 +1,12 @@
 """The architectures that trillion_serve trains, converts and serves, in plain PyTorch."""
 
+from importlib import import_module
+
+FAMILIES = {
+    "vaetki": "Vaetki",
+}
+"""The folder of each family, and what the names of its classes begin with."""
+
 
 def register() -> None:
     """Make every family known to Transformers' ``AutoConfig`` and ``AutoModelForCausalLM``.
@@ -10,9 +17,10 @@ def register() -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 
-    from trillion_model.vaetki import VaetkiConfig, VaetkiForCausalLM
-    from trillion_model.vaetki.layout import LAYOUT
-
-    AutoConfig.register(VaetkiConfig.model_type, VaetkiConfig, exist_ok=True)
-    AutoModelForCausalLM.register(VaetkiConfig, VaetkiForCausalLM, exist_ok=True)
-    register_checkpoint_conversion_mapping(VaetkiConfig.model_type, LAYOUT.transformers_converters(), overwrite=True)
+    for folder, prefix in FAMILIES.items():
+        family = import_module(f"{__name__}.{folder}")
+        layout = import_module(f"{__name__}.{folder}.layout").LAYOUT
+        config, model = getattr(family, f"{prefix}Config"), getattr(family, f"{prefix}ForCausalLM")
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModelForCausalLM.register(config, model, exist_ok=True)
+        register_checkpoint_conversion_mapping(config.model_type, layout.transformers_converters(), overwrite=True)

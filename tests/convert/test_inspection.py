@@ -5,9 +5,9 @@ import json
 import pytest
 
 from trillion_convert.inspection import inspect_model
-from trillion_convert.sizes import KvCache
 from trillion_model import presets
 from trillion_model.errors import PresetError
+from trillion_model.sizes import KvCache
 
 TOTAL_ACTIVE_AND_WITHOUT_EMBEDDINGS = {
     "vaetki-100b-a10b": (112_191_900_672, 10_270_313_472, 9_848_785_920),

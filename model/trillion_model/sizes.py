@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from trillion_convert.architecture import Architecture
-from trillion_convert.tensor_files import BYTES
+from trillion_model.architecture import Architecture
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of a number."""
 
 ROUTED = "routed experts"
 EMBEDDINGS = "embeddings"
