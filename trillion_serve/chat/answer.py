@@ -11,8 +11,9 @@ continuing from the tokens so far with some of our own behind them (a prefix cac
 So an answer takes one request to the engine, and one more for each of these that happens.
 """
 
+from bisect import bisect_left
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
@@ -196,6 +197,7 @@ class _Run:
         self._room = room if room > 0 else most
         self._cap = self._room if request.limits.budget is None else min(self._room, request.limits.budget)
         self._stop_ids = frozenset(request.sampling.stop_token_ids)
+        self._marks = self._stop_ids | tokenizer.mark_ids
         self._part = -1
         self._ending = _Ending.END
         self._done = False
@@ -234,14 +236,20 @@ class _Run:
         """Take in what the engine gave; true when its request is over, or has to be."""
         if self._part == 0:
             self._cached_tokens = delta.cached_tokens
-        ending = None
-        entries = delta.logprobs or (None,) * len(delta.token_ids)
-        for token, entry in zip(delta.token_ids, entries, strict=True):
-            if entry is not None and not self._ends(token):
-                self._unsent_logprobs.append(entry)
-            ending = self._read_token(token)
-            if ending is not None:
-                break
+        tokens = delta.token_ids
+        marks = [at for at, token in enumerate(tokens) if token in self._marks]
+        marks.append(len(tokens))
+        at, ending = 0, None
+        while at < len(tokens) and ending is None:
+            run = tokens[at : marks[bisect_left(marks, at)]] if self._decoder.reads_runs else ()
+            ends = self._ends(tokens[at])
+            if run and self._may_read(run):
+                read, ending = self._read_run(run)
+            else:
+                read, ending = 1, self._read_token(tokens[at])
+            if delta.logprobs is not None and not ends:
+                self._unsent_logprobs += delta.logprobs[at : at + read]
+            at += read
         if ending is None and delta.finish_reason is not None:
             ending = _Ending.LENGTH if delta.finish_reason == "length" else _Ending.END
         if ending is not None:
@@ -334,6 +342,32 @@ class _Run:
         if self._runs_on or self._tokenizer.think_end_id is None:
             return sampling
         return replace(sampling, stop_token_ids=(*sampling.stop_token_ids, self._tokenizer.think_end_id))
+
+    def _may_read(self, run: Sequence[int]) -> bool:
+        """Whether nothing but a loop would end while these tokens are read one by one, none of which is a mark."""
+        if self._rescues or self.peeking:
+            return False
+        if not self._decoder.reasoning:
+            return True
+        return self._count + len(run) < self._room and self._reasoning_count + len(run) < self._cap
+
+    def _read_run(self, run: Sequence[int]) -> tuple[int, _Ending | None]:
+        """Read tokens together, up to a loop's end: how many were read, and whether that ends the request."""
+        ending = None
+        if self._loops is not None:
+            for count, token in enumerate(run, start=1):
+                if self._loops.feed(token):
+                    run, ending = run[:count], _Ending.LOOP
+                    break
+        self._tokens += run
+        self._count += len(run)
+        if self._decoder.reasoning:
+            self._reasoning_count += len(run)
+        self._flushed = False
+        message = self._decoder.decode_run(run)
+        if message:
+            self._add(message)
+        return len(run), ending
 
     def _read_token(self, token: int) -> _Ending | None:
         reasoned, undecided = self._decoder.reasoning, self._decoder.undecided

@@ -1,4 +1,4 @@
-"""Token ids to text, one token at a time."""
+"""Token ids to text as they come."""
 
 from collections.abc import Sequence
 
@@ -32,6 +32,15 @@ class TextDecoder:
         self._pending.append(token_id)
         text = self._text(self._context + self._pending)
         return "" if self._unfinished(text) else self._emit(text)
+
+    def decode_run(self, token_ids: Sequence[int]) -> str:
+        """The text that these tokens complete, one after the other."""
+        text = self._text([*self._context, *self._pending, *token_ids])
+        if _REPLACEMENT in text:
+            # A character is broken or unfinished, and where it begins shows one token at a time only.
+            return "".join(map(self.decode, token_ids))
+        self._pending += token_ids
+        return self._emit(text)
 
     def flush(self) -> str:
         """What is left, with U+FFFD for a character that never became whole."""

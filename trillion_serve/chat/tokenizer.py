@@ -49,6 +49,7 @@ class ChatTokenizer:
         end_ids: tokens that end an answer.
         hidden_ids: tokens that are never shown: special ones, but for think and tool tags.
         think_start_id, think_end_id: the tags' ids, or None where a tag is several tokens.
+        mark_ids: all of these: the tokens that are not simply text.
         doubles_spaces: decoding leaves a space after newlines and tabs that was never encoded.
     """
 
@@ -70,6 +71,8 @@ class ChatTokenizer:
         self.end_ids = tuple(dict.fromkeys([*eos, *extra_end_ids]))
         self.think_start_id = added[chat_format.THINK_START][0] if chat_format.THINK_START in added else None
         self.think_end_id = added[chat_format.THINK_END][0] if chat_format.THINK_END in added else None
+        tags = {id_ for id_ in (self.think_start_id, self.think_end_id) if id_ is not None}
+        self.mark_ids = self.hidden_ids.union(self.end_ids, tags)
         self.doubles_spaces = self._round_trip("가\n나\t다") == "가\n 나\t 다"
 
     @classmethod
@@ -140,7 +143,9 @@ class ChatTokenizer:
     def encode(self, rendered: str) -> list[int]:
         """Token ids of what ``apply_template`` gave; control tokens that are whole count as such."""
         named = self._control.sub(lambda match: self._renamed[match[0]], rendered)
-        return self._encoder.encode(self.mend(named), add_special_tokens=False).ids
+        # Its offsets are not asked for, which is most of what ``encode`` does besides.
+        (encoding,) = self._encoder.encode_batch_fast([self.mend(named)], add_special_tokens=False)
+        return encoding.ids
 
     def token_text(self, token_id: int) -> str:
         """One token as text, for log-probabilities; part of a character reads as U+FFFD."""

@@ -7,9 +7,9 @@ fifteenth of httpx's processor time on a streamed answer.
 
 import asyncio
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -81,10 +81,12 @@ class _Call:
         self._url = url
         self._loop = asyncio.get_running_loop()
         self._total = total
-        self._end = None if total is None else self._loop.time() + total
+        self._end = math.inf if total is None else self._loop.time() + total
         self._due = self._end
-        self._expected = ""
+        self._expected = ("", 0.0)
         self._scope: asyncio.Timeout | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._reading = self._late = False
         self.response: aiohttp.ClientResponse | None = None
         self.aborted = False
         self.taken = True
@@ -92,9 +94,8 @@ class _Call:
 
     def expect(self, what: str, seconds: float) -> None:
         """Give the server so long from now for what comes next."""
-        self._expected = f"{what} within {seconds:g} s"
-        due = self._loop.time() + seconds
-        self._due = due if self._end is None else min(due, self._end)
+        self._expected = (what, seconds)
+        self._due = min(self._loop.time() + seconds, self._end)
 
     async def wait(self, awaitable: Awaitable[T]) -> T:
         """Wait for the network.
@@ -105,22 +106,38 @@ class _Call:
             _Aborted: ``abort`` was called.
         """
         try:
-            async with asyncio.timeout_at(self._due) as self._scope:
+            async with asyncio.timeout_at(self._due if self._due < math.inf else None) as self._scope:
                 result = await awaitable
         except (aiohttp.ClientError, OSError) as error:
-            if self.aborted:
-                raise _Aborted from error
-            self.taken = self.taken and not isinstance(error, aiohttp.ClientConnectorError)
-            if not isinstance(error, TimeoutError) or isinstance(error, aiohttp.ClientError):
-                raise EngineUnavailableError(f"{self._url}: {error or type(error).__name__}") from error
-            if self._total is not None and self._due == self._end:
-                raise EngineError(f"{self._url}: the answer took longer than {self._total:g} s") from error
-            raise EngineUnavailableError(f"{self._url}: no {self._expected}") from error
+            self._late = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientError)
+            raise self._failure(error) from error
         finally:
             self._scope = None
         if self.aborted:
             raise _Aborted
         return result
+
+    async def read(self) -> bytes:
+        """What has come of the response, as soon as anything has; nothing at its end.
+
+        One alarm watches over all reads of a response: a timeout for each would cost more than the read.
+
+        Raises:
+            EngineUnavailableError, EngineError, _Aborted: as ``wait`` does.
+        """
+        assert self.response is not None
+        if self._due < math.inf and (self._alarm is None or self._due < self._alarm.when()):
+            self._set_alarm()
+        self._reading = True
+        try:
+            data = await self.response.content.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._failure(error) from error
+        finally:
+            self._reading = False
+        if self.aborted:
+            raise _Aborted
+        return data
 
     def abort(self) -> None:
         """End the wait, now and from now on."""
@@ -129,6 +146,40 @@ class _Call:
             self.response.close()
         if self._scope is not None:
             self._scope.reschedule(self._loop.time())
+
+    def release(self) -> None:
+        """Let go of the response. Its connection is kept if it was read to its end."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        if self.response is not None:
+            self.response.release()
+
+    def _set_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self._loop.call_at(self._due, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        if not self._reading:
+            return  # it is our own reader that takes its time
+        if self._loop.time() < self._due:
+            self._set_alarm()
+            return
+        self._late = True
+        assert self.response is not None
+        self.response.close()
+
+    def _failure(self, error: Exception) -> Exception:
+        if self.aborted:
+            return _Aborted()
+        self.taken = self.taken and not isinstance(error, aiohttp.ClientConnectorError)
+        if not self._late:
+            return EngineUnavailableError(f"{self._url}: {error or type(error).__name__}")
+        if self._total is not None and self._due == self._end:
+            return EngineError(f"{self._url}: the answer took longer than {self._total:g} s")
+        what, seconds = self._expected
+        return EngineUnavailableError(f"{self._url}: no {what} within {seconds:g} s")
 
 
 class HttpEngine(ABC):
@@ -219,39 +270,31 @@ class HttpEngine(ABC):
         try:
             call.expect("token", self._options.first_token_timeout)
             await self._send(call, self.generate_path, self._body(request))
-            async with aclosing(self._deltas(call, answer)) as deltas:
-                async for delta in deltas:
-                    yield without_foreign_end(delta, request.sampling)
+            frames = FrameDecoder()
+            while chunk := await self._next_chunk(call, answer):
+                for payload in frames.decode(chunk):
+                    if payload != b"[DONE]":
+                        self._feed(answer, payload)
+                if answer.finish_reason is not None:
+                    # The count of cached tokens may follow, and only a connection read to its end can be used again.
+                    call.expect("end of the answer", _CLOSING_SECONDS)
+                elif answer.pending:
+                    yield answer.take()
+                    call.expect("token", self._options.between_tokens_timeout)
+            if answer.finish_reason is None:
+                raise EngineUnavailableError(f"{self._url}: the answer broke off")
+            yield without_foreign_end(answer.take(), request.sampling)
         except _Aborted:
             return
         finally:
             self._calls.pop(request.request_id, None)
-            if call.response is not None:
-                call.response.release()
+            call.release()
             if answer.finish_reason is None and call.taken and not call.aborted:
                 self._in_background(self._stop_upstream(request.request_id))
 
-    async def _deltas(self, call: _Call, answer: Answer) -> AsyncGenerator[TokenDelta, None]:
-        assert call.response is not None
-        frames = FrameDecoder()
-        while chunk := await self._next_chunk(call, answer):
-            for payload in frames.decode(chunk):
-                if payload != b"[DONE]":
-                    self._feed(answer, payload)
-            if answer.finish_reason is not None:
-                # The count of cached tokens may follow, and only a connection read to its end can be used again.
-                call.expect("end of the answer", _CLOSING_SECONDS)
-            elif answer.pending:
-                yield answer.take()
-                call.expect("token", self._options.between_tokens_timeout)
-        if answer.finish_reason is None:
-            raise EngineUnavailableError(f"{self._url}: the answer broke off")
-        yield answer.take()
-
     async def _next_chunk(self, call: _Call, answer: Answer) -> bytes:
-        assert call.response is not None
         try:
-            return await call.wait(call.response.content.readany())
+            return await call.read()
         except EngineError:
             if answer.finish_reason is None:
                 raise
@@ -321,8 +364,7 @@ class HttpEngine(ABC):
             response = await self._send(call, path, body)
             return await call.wait(response.read())
         finally:
-            if call.response is not None:
-                call.response.release()
+            call.release()
 
     async def _fetch_as(self, kind: type[T], path: str, body: Any = None, seconds: float | None = None) -> T:
         """The JSON of a whole answer."""

@@ -50,7 +50,8 @@ class Answers:
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The pieces of all answers as they come. Closing this aborts what is under way."""
-        async with aclosing(merge([self._one(index) for index in range(len(self._requests))])) as pieces:
+        streams = [self._one(index) for index in range(len(self._requests))]
+        async with aclosing(streams[0] if len(streams) == 1 else merge(streams)) as pieces:
             async for piece in pieces:
                 self.last[piece.index] = piece.delta
                 yield piece
@@ -101,11 +102,6 @@ def _with_client_id(request: AnswerRequest) -> AnswerRequest:
 
 async def merge(streams: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerator[Piece, None]:
     """Items of all streams as they come. The first error ends them all, and closing this closes them."""
-    if len(streams) == 1:
-        async with aclosing(streams[0]) as only:
-            async for piece in only:
-                yield piece
-        return
     queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue(maxsize=len(streams))
 
     async def pump(stream: AsyncGenerator[Piece, None]) -> None:

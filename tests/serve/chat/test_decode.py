@@ -1,7 +1,7 @@
 """Tokens to reasoning and content: every boundary, every convention, every tokenizer."""
 
 import re
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -40,13 +40,20 @@ ANSWERS = [
 
 
 def read(tokenizer: ChatTokenizer, plan, tokens: list[int], cuts: list[int] = (), stop=()) -> MessageDelta:
-    """Decode tokens in the chunks that ``cuts`` makes of them."""
-    decoder = ChatDecoder(tokenizer, Prompt((), plan), stop)
-    bounds = [0, *cuts, len(tokens)]
-    total = MessageDelta()
-    for start, end in pairwise(bounds):
+    """Decode tokens in the chunks that ``cuts`` makes of them, and see that runs of them come to the same."""
+    decoder, by_runs = (ChatDecoder(tokenizer, Prompt((), plan), stop) for _ in range(2))
+    total = totalled = MessageDelta()
+    for start, end in pairwise([0, *cuts, len(tokens)]):
         total += decoder.decode(tokens[start:end])
-    return total + decoder.flush()
+        for is_mark, group in groupby(tokens[start:end], tokenizer.mark_ids.__contains__):
+            run = list(group)
+            while run and (is_mark or not by_runs.reads_runs):
+                totalled += by_runs.decode([run.pop(0)])
+            totalled += by_runs.decode_run(run) if run else MessageDelta()
+    total += decoder.flush()
+    assert totalled + by_runs.flush() == total
+    assert (by_runs.tokens, by_runs.reasoning_tokens) == (decoder.tokens, decoder.reasoning_tokens)
+    return total
 
 
 @pytest.mark.parametrize(("plan", "text", "reasoning", "content"), ANSWERS)
@@ -102,6 +109,19 @@ def test_the_context_keeps_the_first_space(doubling_tokenizer: ChatTokenizer) ->
     word, text = backend.token_to_id(piece), piece.replace("▁", " ")
     assert TextDecoder(backend).decode(word) == text[1:]
     assert TextDecoder(backend, doubling_tokenizer.encode("over")).decode(word) == text
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_any_tokens_read_together_say_what_they_say_one_by_one(doubling_tokenizer: ChatTokenizer, data) -> None:
+    vocabulary = doubling_tokenizer.backend.get_vocab()
+    bytes_of_characters = [vocabulary[f"<0x{byte:02X}>"] for byte in "한🙂".encode()]
+    tokens = data.draw(st.lists(st.sampled_from(bytes_of_characters) | st.sampled_from(sorted(vocabulary.values()))))
+    cut = data.draw(st.integers(0, len(tokens)))
+    one_by_one, together = (TextDecoder(doubling_tokenizer.backend) for _ in range(2))
+    expected = "".join(map(one_by_one.decode, tokens)) + one_by_one.flush()
+    runs = together.decode_run(tokens[:cut]) + together.decode_run(tokens[cut:])
+    assert runs + together.flush() == expected
 
 
 TEXTS = st.text(alphabet=st.sampled_from("가나힣뷁 aé\n\t한🙂👩‍👩‍👧\u1100\u1161<|"), max_size=30)

@@ -150,8 +150,7 @@ def _one_field_each(delta: AnswerDelta) -> list[AnswerDelta]:
     if not (delta.message or delta.logprobs or delta.finish_reason):
         return []
     message = delta.message
-    rest = replace(message, reasoning="")
-    if not message.reasoning or not rest:
+    if not message.reasoning or not (message.content or message.tool_calls):
         return [delta]
     reasoning = replace(delta, message=MessageDelta(reasoning=message.reasoning), logprobs=(), finish_reason=None)
-    return [reasoning, replace(delta, message=rest)]
+    return [reasoning, replace(delta, message=replace(message, reasoning=""))]
