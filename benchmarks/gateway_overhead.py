@@ -116,6 +116,7 @@ def start_all(
     found = [
         gateways.ours(theirs, tokenizer, direct.url),
         gateways.starlette(theirs, direct.url),
+        gateways.starlette(theirs, direct.url, "httpx"),
     ]
     if peers:
         environment = gateways.peers_environment()

@@ -122,11 +122,12 @@ def ours(core: int, tokenizer: Path, upstream_url: str) -> AbstractContextManage
     return started("trillion-serve", command, port, core, "/ready")
 
 
-def starlette(core: int, upstream_url: str) -> AbstractContextManager[Running]:
-    """The bare pass-through."""
+def starlette(core: int, upstream_url: str, client: str = "aiohttp") -> AbstractContextManager[Running]:
+    """The bare pass-through, with either HTTP client."""
     port = free_port()
     command = [sys.executable, str(HERE / "bare_proxy.py"), "--port", str(port), "--upstream", upstream_url]
-    return started("starlette", command, port, core, "/health")
+    command += ["--client", client]
+    return started("starlette" if client == "aiohttp" else f"starlette-{client}", command, port, core, "/health")
 
 
 def vllm_router(core: int, peers: Path, upstream_url: str) -> AbstractContextManager[Running]:
