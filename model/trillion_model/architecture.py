@@ -1,17 +1,23 @@
-"""What a configuration calls for: the family's layout, and every tensor's name and shape, without any weights."""
+"""What a configuration calls for: the family's layout, and every tensor's name and shape, without any weights.
 
-import json
+A model type of Transformers' own has no folder here. Where its modules are published as they stand, as Llama's are (and
+Trillion-7B-preview is one), its layout is the list of its tensors.
+"""
+
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from trillion_model.errors import CheckpointError
-from trillion_model.layout import Layout, Shape
+from trillion_model.errors import CheckpointError, ConfigError
+from trillion_model.json_files import read_object
+from trillion_model.layout import Layout, Same, Shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,14 @@ class Architecture:
         trillion_model.register()
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        return cls(config, family(config, "layout").LAYOUT, shapes, type(model).__name__)
+        tied = model.all_tied_weights_keys  # no checkpoint holds them
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
+        layout = family(config, "layout").LAYOUT if is_ours(type(config)) else Layout(map(Same, shapes))
+        return cls(config, layout, shapes, type(model).__name__)
+
+    def published_form(self) -> "Architecture":
+        """The architecture that a published checkpoint has: it may lack what only training needs."""
+        return Architecture.of(self.config.published()) if is_ours(type(self.config)) else self
 
     def published_shapes(self) -> dict[str, Shape]:
         """Every published tensor's name and shape."""
@@ -54,27 +66,50 @@ def family(config: "PreTrainedConfig", module: str) -> ModuleType:
     return import_module(f"{type(config).__module__.rpartition('.')[0]}.{module}")
 
 
+def is_ours(config_class: type) -> bool:
+    """Whether a configuration class is of a family in trillion_model, rather than Transformers' own."""
+    return config_class.__module__.startswith("trillion_model.")
+
+
 def read_config(directory: Path) -> "PreTrainedConfig":
     """Read ``config.json``.
 
     Raises:
-        CheckpointError: it is missing, malformed, or of a family that trillion_model does not have.
+        CheckpointError: it is missing, malformed, or of a family that neither trillion_model has nor Transformers,
+            which must publish its modules as they stand.
         ConfigError: a field has a value that the architecture cannot have.
     """
-    from transformers import CONFIG_MAPPING
+    path = directory / "config.json"
+    return parse_config(read_object(path), str(path))
+
+
+def parse_config(fields: dict[str, Any], what: str) -> "PreTrainedConfig":
+    """The configuration that ``fields`` of a ``config.json`` state; messages call the file ``what``.
+
+    Raises:
+        CheckpointError, ConfigError: as for :func:`read_config`.
+    """
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     import trillion_model
 
-    path = directory / "config.json"
-    try:
-        fields: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{directory} is no checkpoint: it has no config.json") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
     trillion_model.register()
-    model_type = fields.get("model_type") if isinstance(fields, dict) else None
-    known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
-    if not known or not CONFIG_MAPPING[model_type].__module__.startswith("trillion_model."):
-        raise CheckpointError(f"model_type in {path} is {model_type!r}, which is no family of trillion_model")
-    return CONFIG_MAPPING[model_type].from_dict(fields)
+    model_type = fields.get("model_type")
+    config_class = CONFIG_MAPPING[model_type] if isinstance(model_type, str) and model_type in CONFIG_MAPPING else None
+    if config_class is None or config_class not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise CheckpointError(f"model_type in {what} is {model_type!r}, which is no family of trillion_model")
+    if not is_ours(config_class) and get_checkpoint_conversion_mapping(model_type) is not None:
+        raise CheckpointError(
+            f"model_type in {what} is {model_type!r}, which is no family of trillion_model, and Transformers publishes "
+            "its tensors in another form than its modules have"
+        )
+    for field in ("dtype", "torch_dtype"):
+        if fields.get(field) not in (None, *_DTYPES):
+            raise ConfigError(field, fields[field], f"null or one of {', '.join(_DTYPES)}")
+    try:
+        return config_class.from_dict(fields)
+    except ConfigError:
+        raise
+    except Exception as error:  # a field that Transformers reads itself, such as id2label
+        raise CheckpointError(f"{what} is no configuration of {model_type}: {error}") from error

@@ -8,6 +8,7 @@ and imported by the other. Names are patterns: ``{layer}`` and ``{expert}`` stan
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, takewhile
 from typing import TYPE_CHECKING, Any
 
 from trillion_model.errors import CheckpointError
@@ -24,9 +25,18 @@ class Same:
 
     name: str
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Patterns of the published names."""
+        return (self.name,)
+
     def published(self, numbers: Mapping[str, str], shape: Shape) -> dict[str, Shape]:
         """Published names and shapes of a module tensor of ``shape``."""
         return {self.name.format(**numbers): shape}
+
+    def whole(self, numbers: Mapping[str, str], published: Mapping[str, Shape]) -> Shape:
+        """Shape of the module's tensor, from those of every published tensor: the inverse of :meth:`published`."""
+        return published[self.parts[0].format(**numbers)]
 
     def split(self, tensor: "torch.Tensor") -> "list[torch.Tensor]":
         """The module's tensor as published ones, in the order of :meth:`published`."""
@@ -38,6 +48,103 @@ class Same:
 
     def transformers_converter(self) -> Any:
         """The same operation for Transformers' loader; None where there is nothing to do."""
+        return None
+
+
+@dataclass(frozen=True)
+class Renamed(Same):
+    """The tensor is published as it stands, under another name.
+
+    Attributes:
+        name: module tensor.
+        part: its published name.
+    """
+
+    part: str
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return (self.part,)
+
+    def published(self, numbers: Mapping[str, str], shape: Shape) -> dict[str, Shape]:
+        return {self.part.format(**numbers): shape}
+
+    def transformers_converter(self) -> Any:
+        from transformers.core_model_loading import WeightRenaming
+
+        return WeightRenaming(source_patterns=_suffix(self.part), target_patterns=_suffix(self.name))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A matrix is published as several with its rows, equally many each.
+
+    Attributes:
+        name: module tensor, (rows, columns).
+        parts: published names, each (rows / len(parts), columns).
+    """
+
+    name: str
+    parts: tuple[str, ...]
+
+    def published(self, numbers: Mapping[str, str], shape: Shape) -> dict[str, Shape]:
+        rows, columns = shape
+        return {part.format(**numbers): (rows // len(self.parts), columns) for part in self.parts}
+
+    def whole(self, numbers: Mapping[str, str], published: Mapping[str, Shape]) -> Shape:
+        rows, columns = published[self.parts[0].format(**numbers)]
+        return rows * len(self.parts), columns
+
+    def split(self, tensor: "torch.Tensor") -> "list[torch.Tensor]":
+        return list(tensor.chunk(len(self.parts)))
+
+    def join(self, tensors: "Sequence[torch.Tensor]", shape: Shape) -> "torch.Tensor":
+        import torch
+
+        return torch.cat(list(tensors))
+
+    def transformers_converter(self) -> Any:
+        from transformers.core_model_loading import Concatenate, WeightConverter
+
+        return WeightConverter(
+            source_patterns=[_suffix(part) for part in self.parts],
+            target_patterns=_suffix(self.name),
+            operations=[Concatenate(dim=0)],
+        )
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """The tensor belongs to training only: no published checkpoint has it.
+
+    A model that is read from one must be built without it, so it is never put together.
+    """
+
+    name: str
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return ()
+
+    def published(self, numbers: Mapping[str, str], shape: Shape) -> dict[str, Shape]:
+        return {}
+
+    def whole(self, numbers: Mapping[str, str], published: Mapping[str, Shape]) -> Shape:
+        raise self._absent()
+
+    def split(self, tensor: "torch.Tensor") -> "list[torch.Tensor]":
+        return []
+
+    def join(self, tensors: "Sequence[torch.Tensor]", shape: Shape) -> "torch.Tensor":
+        raise self._absent()
+
+    def _absent(self) -> CheckpointError:
+        return CheckpointError(
+            f"{self.name}: is trained and not published, so no published checkpoint has it; build the model from the "
+            "published configuration"
+        )
+
+    def transformers_converter(self) -> Any:
         return None
 
 
@@ -61,6 +168,11 @@ class PerExpert:
             for part in self.parts
         }
 
+    def whole(self, numbers: Mapping[str, str], published: Mapping[str, Shape]) -> Shape:
+        rows, columns = published[self.parts[0].format(**numbers, expert=0)]
+        names = (self.parts[0].format(**numbers, expert=expert) for expert in count())
+        return sum(1 for _ in takewhile(published.__contains__, names)), rows * len(self.parts), columns
+
     def split(self, tensor: "torch.Tensor") -> "list[torch.Tensor]":
         return [part for expert in tensor for part in expert.chunk(len(self.parts))]
 
@@ -72,19 +184,60 @@ class PerExpert:
     def transformers_converter(self) -> Any:
         from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
 
-        # Transformers matches from the end of a name, so the layer's own prefix is left out of the patterns.
-        def suffix(name: str) -> str:
-            return name.partition("{layer}.")[2].replace("{expert}", "*")
-
         merge = [MergeModulelist(dim=0)]
         return WeightConverter(
-            source_patterns=[suffix(part) for part in self.parts],
-            target_patterns=suffix(self.name),
+            source_patterns=[_suffix(part) for part in self.parts],
+            target_patterns=_suffix(self.name),
             operations=merge if len(self.parts) == 1 else [*merge, Concatenate(dim=1)],
         )
 
 
-Row = Same | PerExpert
+@dataclass(frozen=True)
+class PerLayer:
+    """A stack over layers that are all alike, of which each is published by ``row``.
+
+    Attributes:
+        row: how one layer's tensor is published; its name has ``layers.{layer}.``.
+    """
+
+    row: "Same | Rows | PerExpert"
+
+    @property
+    def name(self) -> str:
+        """The row's name without the layer's number; the tensor is (layers, ...)."""
+        return self.row.name.replace("layers.{layer}.", "layers.")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return self.row.parts
+
+    def published(self, numbers: Mapping[str, str], shape: Shape) -> dict[str, Shape]:
+        return {
+            name: part
+            for layer in range(shape[0])
+            for name, part in self.row.published({**numbers, "layer": str(layer)}, shape[1:]).items()
+        }
+
+    def whole(self, numbers: Mapping[str, str], published: Mapping[str, Shape]) -> Shape:
+        names = (self.parts[0].format(**numbers, layer=layer, expert=0) for layer in count())
+        layers = sum(1 for _ in takewhile(published.__contains__, names))
+        return layers, *self.row.whole({**numbers, "layer": "0"}, published)
+
+    def split(self, tensor: "torch.Tensor") -> "list[torch.Tensor]":
+        return [part for layer in tensor for part in self.row.split(layer)]
+
+    def join(self, tensors: "Sequence[torch.Tensor]", shape: Shape) -> "torch.Tensor":
+        import torch
+
+        each = len(tensors) // shape[0]
+        layers = [tensors[begin : begin + each] for begin in range(0, len(tensors), each)]
+        return torch.stack([self.row.join(parts, shape[1:]) for parts in layers])
+
+    def transformers_converter(self) -> Any:
+        raise NotImplementedError("Transformers' modules hold no stacks over layers")
+
+
+Row = Same | Rows | PerExpert | PerLayer | Dropped
 
 
 class Layout:
@@ -116,6 +269,15 @@ class Layout:
             for module_name, module_shape in module_shapes.items()
             for name, shape in self.published_names(module_name, module_shape).items()
         }
+
+    def module_shape(self, module_name: str, published: Mapping[str, Shape]) -> Shape:
+        """Shape of one module tensor, from those of every published tensor.
+
+        Raises:
+            CheckpointError: the architecture has no such tensor.
+        """
+        row, numbers = self.row(module_name)
+        return row.whole(numbers, published)
 
     def published_names(self, module_name: str, shape: Shape) -> dict[str, Shape]:
         """Published names and shapes of one module tensor."""
@@ -150,6 +312,11 @@ class Layout:
     def transformers_converters(self) -> list[Any]:
         """The table as Transformers' loader takes it, so that ``from_pretrained`` reads published checkpoints."""
         return [converter for row in self.rows if (converter := row.transformers_converter()) is not None]
+
+
+def _suffix(name: str) -> str:
+    """A name as Transformers matches it: from the end, so the layer's own prefix is left out."""
+    return name.partition("{layer}.")[2].replace("{expert}", "*")
 
 
 def _pattern(name: str) -> re.Pattern[str]:

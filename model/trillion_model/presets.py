@@ -1,4 +1,4 @@
-"""Named model shapes (VAETKI report, table 1, and the published configuration files)."""
+"""Named model shapes (VAETKI report, table 1; Trillion 7B report, table 2; the published configuration files)."""
 
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,9 @@ def get(name: str) -> "PreTrainedConfig":
 
 
 def _presets() -> "dict[str, PreTrainedConfig]":
+    from trillion_model.gravity import GravityMoEConfig
+    from trillion_model.tri70b import TrillionConfig
+    from trillion_model.trillion import Trillion7BConfig
     from trillion_model.vaetki import VaetkiConfig
 
     return {
@@ -75,4 +78,30 @@ def _presets() -> "dict[str, PreTrainedConfig]":
             eos_token_id=2,
             pad_token_id=0,
         ),
+        # As they are trained, with the module that predicts the second next token; exports lack it.
+        "trillion-7b": Trillion7BConfig(num_nextn_predict_layers=1),
+        # The report gives the proxy's size only; these are the 7B model's proportions at 1.8B.
+        "trillion-1.8b": Trillion7BConfig(
+            hidden_size=2048,
+            intermediate_size=5504,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            num_nextn_predict_layers=1,
+        ),
+        # 32 is the smallest head that vLLM's CPU attention has.
+        "trillion-nano": Trillion7BConfig(
+            vocab_size=768,
+            hidden_size=128,
+            intermediate_size=352,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=2048,
+            num_nextn_predict_layers=1,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        ),
+        "tri-70b": TrillionConfig(),
+        # Its class says which of these sizes are published, and what makes the others likely.
+        "gravity-16b": GravityMoEConfig(),
     }

@@ -7,7 +7,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from trillion_model.layers.norm import ZeroCentredRMSNorm
-from trillion_model.layers.rope import RotaryEmbedding, rope_parameters, rotate_interleaved
+from trillion_model.layers.rope import RotaryEmbedding, rope_parameters, rotate_halves, rotate_interleaved
 
 
 def test_the_norm_is_zero_centred_with_float32_statistics():
@@ -28,6 +28,13 @@ def test_neighbouring_pairs_turn_by_their_angle_and_are_written_as_halves():
     a, b = 3.0, 3.0 / 10  # angle of a pair: position / theta ** (2 * pair / dim)
     expected = [math.cos(a), -2 * math.sin(b), math.sin(a), 2 * math.cos(b)]
     torch.testing.assert_close(rotate_interleaved(x, cos, sin).flatten(), torch.tensor(expected))
+
+
+def test_pairs_of_the_halves_turn_as_neighbouring_pairs_do():
+    cos, sin = RotaryEmbedding(rope_parameters(8, 100.0))(torch.tensor([[3, 5]]))
+    x = torch.randn(1, 1, 2, 8)
+    neighbours = torch.stack(x.chunk(2, dim=-1), dim=-1).flatten(-2)
+    assert torch.equal(rotate_halves(x, cos, sin), rotate_interleaved(neighbours, cos, sin))
 
 
 def test_scores_depend_on_the_distance_only():

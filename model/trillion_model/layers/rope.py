@@ -1,8 +1,9 @@
-"""Rotary position embeddings on interleaved pairs, with one base a kind of layer (VAETKI report, sections 2.1, 3.2).
+"""Rotary position embeddings (VAETKI report, sections 2.1, 3.2; Trillion 7B report, section 3.4).
 
-The published weights pair neighbouring numbers, (0, 1), (2, 3) and so on; the rotated vector is written with all
-first members of the pairs in its first half and all second members in its second half. Scores do not depend on
-that order as long as query and key share it, and the cache holds keys in it.
+VAETKI's published weights pair neighbouring numbers, (0, 1), (2, 3) and so on; Llama-like weights pair a number of the
+first half with the one at the same place in the second. Rotated vectors have all first members of the pairs in their
+first half and all second members in their second half, either way. Scores do not depend on that order as long as query
+and key share it, and the cache holds keys in it.
 """
 
 import math
@@ -91,6 +92,18 @@ def rotate_interleaved(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) ->
         x: (batch, heads, seq, rope_dim).
         cos, sin: (batch, seq, rope_dim / 2).
     """
-    first, second = x[..., 0::2].float(), x[..., 1::2].float()
+    return _rotate(x, x[..., 0::2], x[..., 1::2], cos, sin)
+
+
+def rotate_halves(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn pairs of the two halves of ``x``; shapes as for :func:`rotate_interleaved`."""
+    first, second = x.chunk(2, dim=-1)
+    return _rotate(x, first, second, cos, sin)
+
+
+def _rotate(
+    x: torch.Tensor, first: torch.Tensor, second: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> torch.Tensor:
+    first, second = first.float(), second.float()
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # (batch, 1, seq, rope_dim / 2)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)

@@ -21,10 +21,13 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from trillion_model.cache import LatentCache
+from trillion_model.configuration import GLOBAL, LOCAL
+from trillion_model.layers.attention import eager_attention
+from trillion_model.layers.feed_forward import SwiGLU
 from trillion_model.layers.moe import Experts, SigmoidRouter, mean_load_balancing_loss
 from trillion_model.layers.norm import ZeroCentredRMSNorm
 from trillion_model.layers.rope import RopeParameters, RotaryEmbedding, rope_parameters, rotate_interleaved
-from trillion_model.vaetki.configuration_vaetki import GLOBAL, LOCAL, VaetkiConfig
+from trillion_model.vaetki.configuration_vaetki import VaetkiConfig
 
 
 def layer_rope_parameters(config: VaetkiConfig, layer_type: str) -> RopeParameters:
@@ -53,19 +56,6 @@ class VaetkiRotaryEmbedding(RotaryEmbedding):
         self.layer_type = layer_type
 
 
-class VaetkiMLP(nn.Module):
-    """SwiGLU feed-forward: a dense layer's, or the shared expert's."""
-
-    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
 class VaetkiMoE(nn.Module):
     """Routed experts plus the shared expert."""
 
@@ -79,7 +69,7 @@ class VaetkiMoE(nn.Module):
             config.routed_scaling_factor,
         )
         self.experts = Experts(config.n_routed_experts, config.hidden_size, config.moe_intermediate_size)
-        self.shared_experts = VaetkiMLP(config.hidden_size, config.moe_intermediate_size * config.n_shared_experts)
+        self.shared_experts = SwiGLU(config.hidden_size, config.moe_intermediate_size * config.n_shared_experts)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = x.flatten(0, -2)
@@ -149,24 +139,6 @@ class VaetkiAttention(nn.Module):
         return torch.cat((k_nope, k_rope.expand(-1, k_nope.shape[1], -1, -1)), dim=-1), v
 
 
-def eager_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    scaling: float,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention that returns its weights, (batch, heads, seq, kv_seq); the mask is additive or None."""
-    scores = query @ key.transpose(-1, -2) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    return (weights @ value).transpose(1, 2), weights
-
-
 class VaetkiDecoderLayer(GradientCheckpointingLayer):
     """One Peri-LN layer."""
 
@@ -174,7 +146,7 @@ class VaetkiDecoderLayer(GradientCheckpointingLayer):
         super().__init__()
         self.self_attn = VaetkiAttention(config, layer_idx)
         self.mlp: nn.Module = (
-            VaetkiMoE(config) if config.is_moe(layer_idx) else VaetkiMLP(config.hidden_size, config.intermediate_size)
+            VaetkiMoE(config) if config.is_moe(layer_idx) else SwiGLU(config.hidden_size, config.intermediate_size)
         )
         norm = functools.partial(ZeroCentredRMSNorm, config.hidden_size, config.rms_norm_eps)
         self.input_layernorm = norm()

@@ -1,0 +1,276 @@
+"""Trillion-7B's modelling code against a plain reference: training forward, generation, packing, the second token."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+import trillion_model
+from support.tiny_trillion import published_weights, tiny_model
+from support.trillion_reference import reference_greedy, reference_logits, reference_mtp_logits
+from trillion_model.trillion import Trillion7BConfig, Trillion7BForCausalLM
+from trillion_model.trillion.modeling_trillion import mtp_loss, without_mtp
+
+LONG = 83
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def reference(model):
+    return published_weights(model)
+
+
+@pytest.fixture(scope="module")
+def mtp_weights(model):
+    return {
+        name.removeprefix("mtp."): tensor.double()
+        for name, tensor in model.state_dict().items()
+        if name.startswith("mtp.")
+    }
+
+
+def random_ids(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(3, 320, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def logprob_difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    return (logits.double().log_softmax(-1) - expected.log_softmax(-1)).abs().max().item()
+
+
+@torch.no_grad()
+def test_training_forward_agrees_with_the_reference(model, reference):
+    ids = random_ids(2, LONG)
+    logits = model(ids).logits
+    for row in range(2):
+        assert logprob_difference(logits[row], reference_logits(model.config, reference, ids[row])) < 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "wrong",
+    [{"theta": 1_000_000.0}, {"without": "post_attention_layernorm"}, {"without": "post_mlp_layernorm"}],
+    ids=["another RoPE base", "no norm after attention", "no norm after feed-forward"],
+)
+def test_a_reference_with_one_thing_wrong_disagrees(model, reference, wrong):
+    ids = random_ids(LONG)
+    assert (
+        logprob_difference(model(ids[None]).logits[0], reference_logits(model.config, reference, ids, **wrong)) > 0.01
+    )
+
+
+@torch.no_grad()
+def test_the_long_context_base_reaches_the_rotation(reference):
+    long = tiny_model(rope_theta=1_000_000.0)
+    ids = random_ids(LONG)
+    assert (
+        logprob_difference(long(ids[None]).logits[0], reference_logits(long.config, published_weights(long), ids))
+        < 1e-4
+    )
+
+
+@torch.no_grad()
+def test_heads_may_share_keys():
+    shared = tiny_model(num_attention_heads=4, num_key_value_heads=2, head_dim=32)
+    ids = random_ids(LONG)
+    expected = reference_logits(shared.config, published_weights(shared), ids)
+    assert logprob_difference(shared(ids[None]).logits[0], expected) < 1e-4
+
+
+@torch.no_grad()
+def test_bfloat16_stays_near_the_reference():
+    bf16 = tiny_model().to(torch.bfloat16)
+    ids = random_ids(LONG)
+    logits = bf16(ids[None]).logits[0]
+    expected = reference_logits(bf16.config, published_weights(bf16), ids)
+    assert logits.dtype == torch.float32
+    difference = (logits.double().log_softmax(-1) - expected.log_softmax(-1)).abs()
+    assert difference.mean() < 0.05
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefill_chunk_size", [None, 1, 17])
+def test_cached_generation_agrees_with_the_reference(model, reference, prefill_chunk_size):
+    prompt = random_ids(LONG)
+    out = model.generate(
+        prompt[None], max_new_tokens=6, do_sample=False, eos_token_id=None, prefill_chunk_size=prefill_chunk_size
+    )
+    assert out[0].tolist() == reference_greedy(model.config, reference, prompt, 6).tolist()
+
+
+@torch.no_grad()
+def test_cached_logits_equal_uncached_ones_whatever_the_chunks(model):
+    ids = random_ids(1, LONG)
+    expected = model(ids).logits
+    for chunk in (1, 7, 40):
+        cache = DynamicCache(config=model.config)
+        logits = torch.cat(
+            [model(part, past_key_values=cache, use_cache=True).logits for part in ids.split(chunk, dim=1)], dim=1
+        )
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_left_padding_changes_nothing(model):
+    short, long = random_ids(1, 20, seed=1), random_ids(1, 50, seed=2)
+    padded = torch.cat([torch.cat([torch.zeros(1, 30, dtype=torch.long), short], 1), long])
+    mask = (torch.arange(50) >= torch.tensor([[30], [0]])).long()
+    options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    together = model.generate(padded, attention_mask=mask, **options)
+    assert together[0, 50:].tolist() == model.generate(short, **options)[0, 20:].tolist()
+    assert together[1, 50:].tolist() == model.generate(long, **options)[0, 50:].tolist()
+
+
+class TestPackedDocuments:
+    """The report's cross-lingual document attention, and its opposite, are a matter of positions only."""
+
+    FIRST, SECOND = 40, 25
+
+    @pytest.fixture
+    def documents(self):
+        return random_ids(1, self.FIRST, seed=3), random_ids(1, self.SECOND, seed=4)
+
+    @pytest.fixture
+    def apart(self):
+        return torch.cat([torch.arange(self.FIRST), torch.arange(self.SECOND)])[None]
+
+    @torch.no_grad()
+    def test_positions_that_start_again_separate_them(self, model, documents, apart):
+        packed = model(torch.cat(documents, 1), position_ids=apart).logits
+        torch.testing.assert_close(packed[:, : self.FIRST], model(documents[0]).logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(packed[:, self.FIRST :], model(documents[1]).logits, atol=1e-4, rtol=1e-4)
+
+    @torch.no_grad()
+    def test_positions_that_run_on_let_the_second_see_the_first(self, model, reference, documents):
+        row = torch.cat(documents, 1)
+        seeing = model(row, position_ids=torch.arange(row.shape[1])[None]).logits[0]
+        assert logprob_difference(seeing, reference_logits(model.config, reference, row[0])) < 1e-4
+        assert logprob_difference(seeing[self.FIRST :], model(documents[1]).logits[0].double()) > 0.01
+
+    @torch.no_grad()
+    def test_the_second_next_token_stays_within_a_document(self, model, documents, apart):
+        row = torch.cat(documents, 1)
+        states = model.model(row, position_ids=apart).last_hidden_state
+        packed = mtp_loss(model, states, row, row, position_ids=apart)
+        losses = [mtp_loss(model, model.model(ids).last_hidden_state, ids, ids) for ids in documents]
+        weights = [self.FIRST - 2, self.SECOND - 2]
+        expected = sum(loss * n for loss, n in zip(losses, weights, strict=True)) / sum(weights)
+        torch.testing.assert_close(packed, expected)
+
+
+class TestTheSecondNextToken:
+    @torch.no_grad()
+    def test_its_loss_agrees_with_the_reference(self, model, reference, mtp_weights):
+        ids = random_ids(2, 30)
+        loss = model(ids, labels=ids, output_mtp_loss=True).mtp_loss
+        logits = [reference_mtp_logits(model.config, reference, mtp_weights, row)[:-1] for row in ids]
+        expected = F.cross_entropy(torch.cat(logits), ids[:, 2:].flatten())
+        assert abs(loss.item() - expected.item()) < 1e-5
+        shifted = F.cross_entropy(torch.cat(logits), ids[:, 1:-1].flatten())
+        assert abs(loss.item() - shifted.item()) > 0.01
+
+    @torch.no_grad()
+    def test_it_is_added_with_its_coefficient(self, model):
+        ids = random_ids(2, 30)
+        plain = model(ids, labels=ids)
+        both = model(ids, labels=ids, output_mtp_loss=True)
+        assert plain.mtp_loss is None
+        torch.testing.assert_close(both.loss, plain.loss + 0.2 * both.mtp_loss)
+
+    @torch.no_grad()
+    def test_labels_that_are_ignored_are_not_predicted(self, model):
+        ids = random_ids(1, 30)
+        labels = ids.clone()
+        labels[:, :20] = -100
+        states = model.model(ids).last_hidden_state
+        mtp = mtp_loss(model, states, ids, labels)
+        several = torch.stack(
+            [mtp_loss(model, states, ids, torch.where(torch.arange(30) == p, ids, -100)) for p in range(20, 30)]
+        )
+        torch.testing.assert_close(mtp, several.mean())
+        assert mtp_loss(model, states, ids, torch.full_like(ids, -100)) == 0
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("side", ["left", "right"])
+    def test_padding_changes_nothing(self, model, side):
+        ids, padding = random_ids(1, 30), torch.zeros(1, 6, dtype=torch.long)
+        padded = torch.cat([padding, ids] if side == "left" else [ids, padding], 1)
+        mask = (padded != 0).long()
+        labels = padded.masked_fill(mask == 0, -100)
+        loss = model(padded, labels=labels, attention_mask=mask, output_mtp_loss=True).mtp_loss
+        torch.testing.assert_close(loss, model(ids, labels=ids, output_mtp_loss=True).mtp_loss)
+
+    def test_it_trains_the_shared_embedding_and_head(self):
+        trained = tiny_model().train()
+        ids = random_ids(2, 30)
+        states = trained.model(ids).last_hidden_state
+        mtp_loss(trained, states.detach(), ids, ids).backward()
+        touched = {name for name, p in trained.named_parameters() if p.grad is not None}
+        assert {"model.embed_tokens.weight", "lm_head.weight"} < touched
+        assert {name for name in touched if name.startswith("model.layers")} == set()
+        assert {name for name, _ in trained.named_parameters() if name.startswith("mtp.")} < touched
+
+    def test_a_model_without_the_module_says_how_to_build_one(self):
+        ids = random_ids(1, 10)
+        with pytest.raises(ValueError, match="num_nextn_predict_layers=1"):
+            tiny_model(num_nextn_predict_layers=0)(ids, labels=ids, output_mtp_loss=True)
+
+    @torch.no_grad()
+    def test_dropping_it_shares_all_else(self, model):
+        published = without_mtp(model)
+        ids = random_ids(1, LONG)
+        assert published.config.num_nextn_predict_layers == 0
+        assert published.mtp is None
+        assert torch.equal(published(ids).logits, model(ids).logits)
+        assert published.lm_head.weight.data_ptr() == model.lm_head.weight.data_ptr()
+
+
+@torch.no_grad()
+def test_eager_and_sdpa_attention_agree(model):
+    ids = random_ids(1, LONG)
+    eager = tiny_model()
+    eager.set_attn_implementation("eager")
+    outputs = eager(ids, output_attentions=True)
+    torch.testing.assert_close(outputs.logits, model(ids).logits, atol=1e-4, rtol=1e-4)
+    assert [tuple(weights.shape) for weights in outputs.attentions] == [(1, 2, LONG, LONG)] * 4
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    ids = random_ids(2, 40)
+    gradients = []
+    for checkpointing in (False, True):
+        trained = tiny_model().train()
+        if checkpointing:
+            trained.gradient_checkpointing_enable()
+        trained(ids, labels=ids, use_cache=False, output_mtp_loss=True).loss.backward()
+        gradients.append({name: p.grad for name, p in trained.named_parameters()})
+    assert all(g is not None for g in gradients[0].values())
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)
+
+
+@torch.no_grad()
+def test_logits_to_keep_computes_the_last_ones_only(model):
+    ids = random_ids(2, 30)
+    torch.testing.assert_close(model(ids, logits_to_keep=4).logits, model(ids).logits[:, -4:])
+
+
+@pytest.mark.parametrize("published", [True, False], ids=["published", "with the second next token"])
+def test_auto_classes_save_and_load_exactly(model, tmp_path, published):
+    trillion_model.register()
+    saved = without_mtp(model) if published else model
+    saved.save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert isinstance(config, Trillion7BConfig)
+    assert config.architectures == ["Trillion7BForCausalLM"]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert isinstance(loaded, Trillion7BForCausalLM)
+    assert (loaded.mtp is None) == published
+    assert loaded.state_dict().keys() == saved.state_dict().keys()
+    for name, tensor in saved.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    ids = random_ids(1, LONG)
+    assert torch.equal(loaded.eval()(ids).logits, model(ids).logits)
