@@ -3,11 +3,17 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from trillion_convert.checkpoint import open_checkpoint
+from trillion_convert.checkpoint import Checkpoint, open_checkpoint
+from trillion_convert.conversion import parts_of
+from trillion_convert.forms import FORMS
 from trillion_model import presets
 from trillion_model.architecture import Architecture
-from trillion_model.sizes import BYTES, KvCache, Parameters, count_parameters, kv_cache
+from trillion_model.sizes import BYTES, KvCache, Parameters, count_parameters, kv_cache, part_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _SHOWN = ("float32", "bfloat16")
 
@@ -22,7 +28,8 @@ class Inspection:
         parameters: by part.
         cache: the KV cache.
         context: most tokens of a request.
-        stored: dtypes and bytes of the weights on disk; None for a preset.
+        stored: bytes of the weights on disk by dtype; None for a preset.
+        parts: the same by part of the model, and in it by dtype; None for a preset.
     """
 
     model: str
@@ -31,6 +38,7 @@ class Inspection:
     cache: KvCache
     context: int
     stored: dict[str, int] | None
+    parts: dict[str, dict[str, int]] | None
 
     def to_json(self) -> str:
         """The figures, with totals and the bytes that follow from them."""
@@ -53,11 +61,11 @@ def inspect_model(model: str) -> Inspection:
         PresetError: it is neither.
         CheckpointError: the directory's tensors do not fit its configuration.
     """
-    stored = None
+    stored, parts = None, None
     if Path(model).is_dir():
         checkpoint = open_checkpoint(Path(model))
         architecture = checkpoint.architecture
-        stored = checkpoint.stored_bytes()
+        stored, parts = checkpoint.stored_bytes(), _stored_by_part(checkpoint)
     else:
         architecture = Architecture.of(presets.get(model))
     config = architecture.config
@@ -68,7 +76,19 @@ def inspect_model(model: str) -> Inspection:
         kv_cache(config),
         config.max_position_embeddings,
         stored,
+        parts,
     )
+
+
+def _stored_by_part(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
+    table, found = FORMS[checkpoint.form].table(checkpoint.architecture), dict[str, dict[str, int]]()
+    for name, info in checkpoint.tensors.items():
+        # A quantised tensor's name has one more word behind a published one, which the part does not turn on; what is
+        # only trained has no published name.
+        published = name if checkpoint.recipe else next(iter(parts_of(table, name, info.shape)), name)
+        sizes = found.setdefault(part_of(published), {})
+        sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
+    return found
 
 
 def render(inspection: Inspection) -> None:
@@ -95,9 +115,10 @@ def render(inspection: Inspection) -> None:
     for part, label in {
         "layer": "KV, a token and layer",
         "global": f"KV, a token, {cache.global_layers} global layers",
-        "local": f"KV, a token, {cache.local_layers} local layers, window {cache.window}",
+        "local": f"KV, a token, {cache.local_layers} local layers, window {cache.window}" if cache.local_layers else "",
     }.items():
-        rows[label] = [cache.bytes_per_token(dtype)[part] for dtype in _SHOWN]
+        if label:
+            rows[label] = [cache.bytes_per_token(dtype)[part] for dtype in _SHOWN]
     rows[f"KV, a request of {inspection.context:,} tokens"] = [
         cache.bytes_per_request(dtype, inspection.context) for dtype in _SHOWN
     ]
@@ -106,5 +127,18 @@ def render(inspection: Inspection) -> None:
 
     console = Console()
     console.print(parts, memory)
-    for dtype, size in (inspection.stored or {}).items():
-        console.print(f"stored as {dtype}: {size:,} bytes")
+    if inspection.stored and inspection.parts:
+        console.print(_stored_table(inspection.stored, inspection.parts))
+
+
+def _stored_table(stored: dict[str, int], parts: dict[str, dict[str, int]]) -> "Table":
+    from rich.table import Table
+
+    table = Table("bytes on disk")
+    for dtype in stored:
+        table.add_column(dtype, justify="right")
+    for part, sizes in {**parts, "all": stored}.items():
+        table.add_row(
+            part, *(f"{sizes[dtype]:,}" if dtype in sizes else "" for dtype in stored), end_section=part == [*parts][-1]
+        )
+    return table

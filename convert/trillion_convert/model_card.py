@@ -1,8 +1,10 @@
 """The README.md of an exported model."""
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from trillion_model.sizes import Parameters, kv_cache
+from trillion_model.architecture import family
+from trillion_model.sizes import KvCache, Parameters, kv_cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -12,6 +14,7 @@ _ROWS = {
     "first_k_dense_replace": "of them dense, at the beginning",
     "hidden_size": "hidden size",
     "num_attention_heads": "attention heads",
+    "num_key_value_heads": "key and value heads",
     "q_lora_rank": "query rank",
     "kv_lora_rank": "key and value rank",
     "n_routed_experts": "routed experts a layer",
@@ -31,21 +34,21 @@ language:
 - ko
 - en
 tags:
-- {model_type}
-- mixture-of-experts
+{tags}
 ---
 
 # {name}
 
-A language model of the {model_type} family with {total:,} parameters, of which a token uses {active:,}. Weights are
-{dtype} safetensors in the published layout.
+A language model of the {model_type} family with {parameters}.
+Weights are {dtype} safetensors in the published layout.
 
 | | |
 | --- | --- |
 {rows}
 
-{global_layers} layers see every token and {local_layers} see the last {window}. A layer caches {numbers} numbers a
-token, shared by all heads: {kv_bytes:,} bytes of KV cache for a request of {context:,} tokens in bfloat16.
+{reach}
+A layer caches {numbers:,} numbers a token: {kv_bytes:,} bytes of KV cache for a request of {context:,} tokens in
+bfloat16.
 
 ## Use
 
@@ -75,29 +78,50 @@ prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, ret
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=512)[0]))
 ```
 
-The model thinks between `<think>` and `</think>` before it answers; pass `enable_thinking=False` to the chat template
-for an answer at once.
-
-## Licence
+{thinking}## Licence
 
 Not stated. Whoever publishes this model adds `license` to the metadata above, and what it was trained on to this page.
+"""
+
+
+_THINKING = """The model thinks between `{start}` and `{end}` before it answers; pass `enable_thinking=False`
+to the chat template for an answer at once.
+
 """
 
 
 def render(name: str, config: "PreTrainedConfig", parameters: Parameters, dtype: str) -> str:
     """Fill in the card of the model called ``name``."""
     cache = kv_cache(config)
+    rows = {label: value for field, label in _ROWS.items() if (value := getattr(config, field, None)) is not None}
+    total, active = sum(parameters.total.values()), sum(parameters.active.values())
+    tags = [config.model_type, *(["mixture-of-experts"] if active < total else [])]
     return _TEMPLATE.format(
         name=name,
         model_type=config.model_type,
-        total=sum(parameters.total.values()),
-        active=sum(parameters.active.values()),
+        tags="\n".join(f"- {tag}" for tag in tags),
+        parameters=f"{total:,} parameters" + (f", of which a token uses {active:,}" if active < total else ""),
         dtype=dtype,
-        rows="\n".join(f"| {label} | {getattr(config, field):,} |" for field, label in _ROWS.items()),
-        global_layers=cache.global_layers,
-        local_layers=cache.local_layers,
-        window=cache.window,
+        rows="\n".join(f"| {label} | {value:,} |" for label, value in rows.items()),
+        reach=_reach(cache),
         numbers=cache.numbers,
         kv_bytes=cache.bytes_per_request("bfloat16", config.max_position_embeddings),
         context=config.max_position_embeddings,
+        thinking=_thinking(config),
     )
+
+
+def _reach(cache: KvCache) -> str:
+    if not cache.local_layers:
+        return "Every layer sees every token."
+    return f"{cache.global_layers} layers see every token and {cache.local_layers} see the last {cache.window}."
+
+
+def _thinking(config: "PreTrainedConfig") -> str:
+    """What the family's chat format says of thinking: nothing where it has none."""
+    if find_spec(f"{type(config).__module__.rpartition('.')[0]}.chat_format") is None:
+        return ""
+    chat_format = family(config, "chat_format")
+    if not hasattr(chat_format, "THINK_END"):
+        return ""
+    return _THINKING.format(start=chat_format.THINK_START, end=chat_format.THINK_END)

@@ -1,12 +1,9 @@
 """Checkpoints to convert: a tiny VAETKI as trillion-train leaves it."""
 
-import json
-from pathlib import Path
-
 import pytest
-from safetensors.torch import save_file
 
 from support.tiny_vaetki import tiny_model
+from support.training_checkpoint import write_training_checkpoint
 from trillion_convert.export import export
 from trillion_training.tokenizer import to_huggingface, train_sentencepiece
 
@@ -25,15 +22,6 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def model(tokenizer):
     return tiny_model(eos_token_id=tokenizer.eos_token_id)
-
-
-def write_training_checkpoint(folder: Path, model, tokenizer) -> Path:
-    """What trillion-train leaves: config, stacked weights, tokenizer, and a trainer.json beside them."""
-    model.config.to_json_file(folder / "config.json")
-    save_file({name: t.detach().contiguous() for name, t in model.state_dict().items()}, folder / "model.safetensors")
-    tokenizer.save_pretrained(folder / "tokenizer")
-    (folder / "trainer.json").write_text(json.dumps({"step": 1}))
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -6,15 +6,23 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import typer
+from safetensors.torch import load_file, save_file
 
 from trillion_convert.cli import app, main
+from trillion_convert.export import export
+from trillion_convert.streaming import Listener
+from trillion_convert.tensor_files import TensorFiles
 
 SURFACE = {
-    "export": ["source", "target", "--dtype", "--max-shard-size", "--force"],
-    "verify": ["a", "b", "--prompts", "--max-tokens", "--dtype", "--tolerance", "--json"],
-    "inspect": ["model", "--json"],
-    "validate": ["path"],
+    "export": ["source", "target", "--to", "--dtype", "--max-shard-size", "--remote-code", "--force"],
+    "import": ["source", "target", "--from", "--to", "--dtype", "--max-shard-size", "--force"],
+    "merge": ["paths", "--weights", "--dtype", "--max-shard-size", "--force"],
+    "quantize": ["source", "target", "--scheme", "--group-size", "--text", "--max-shard-size", "--force"],
+    "verify": ["a", "b", "--prompts", "--max-tokens", "--dtype", "--tolerance", "--remote-code", "--json"],
+    "inspect": ["model", "--diff", "--json"],
+    "validate": ["path", "--json"],
 }
 
 
@@ -47,6 +55,40 @@ def test_export_says_what_it_wrote_and_is_quiet_off_a_terminal(monkeypatch, caps
     code, out, err = run(monkeypatch, capsys, "export", trained, tmp_path / "out", "--dtype", "bfloat16")
     assert (code, err) == (0, "")
     assert out == f"{tmp_path / 'out'}: 179 tensors in 1 file(s), 1,605,696 bytes of weights\n"
+
+
+def test_dtypes_have_a_short_spelling(monkeypatch, capsys, trained, tmp_path):
+    assert run(monkeypatch, capsys, "export", trained, tmp_path / "out", "--dtype", "bf16")[0] == 0
+    assert {info.dtype for info in TensorFiles(tmp_path / "out").values()} == {"bfloat16"}
+
+
+def test_import_says_what_it_wrote(monkeypatch, capsys, exported, tmp_path):
+    code, out, err = run(monkeypatch, capsys, "import", exported, tmp_path / "base")
+    assert (code, err) == (0, "")
+    assert out == f"{tmp_path / 'base'}: 119 tensors in 1 file(s), 3,211,392 bytes of weights\n"
+
+
+@pytest.mark.parametrize("weights", [["--weights", "1", "3"], ["--weights", "1", "--weights", "3"]])
+def test_weights_of_a_merge_are_numbers_one_after_the_other(monkeypatch, capsys, exported, tmp_path, weights):
+    other = shutil.copytree(exported, tmp_path / "other")
+    numbers = load_file(other / "model.safetensors")
+    save_file({name: torch.zeros_like(tensor) for name, tensor in numbers.items()}, other / "model.safetensors")
+    code, _, err = run(monkeypatch, capsys, "merge", exported, other, tmp_path / "soup", *weights)
+    assert (code, err) == (0, "")
+    soup = load_file(tmp_path / "soup" / "model.safetensors")
+    assert all(torch.equal(soup[name], tensor / 4) for name, tensor in numbers.items())
+
+
+def test_a_run_that_goes_on_says_so(monkeypatch, capsys, trained, tmp_path):
+    def interrupt(done, total):
+        if done > 2_000_000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(trained, tmp_path / "out", max_shard_size="500KB", listener=Listener(on_bytes=interrupt))
+    arguments = ("export", trained, tmp_path / "out", "--max-shard-size", "500KB")
+    code, _, err = run(monkeypatch, capsys, *arguments)
+    assert (code, err.startswith("going on after ")) == (0, True)
 
 
 def test_an_error_of_ours_is_one_line(monkeypatch, capsys, trained, tmp_path):

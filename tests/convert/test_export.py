@@ -15,6 +15,7 @@ from support.tiny_vaetki import published_weights
 from trillion_convert.errors import ConvertError, TargetError
 from trillion_convert.export import export
 from trillion_convert.staging import staged_directory
+from trillion_convert.streaming import Listener
 from trillion_convert.tensor_files import TensorFiles
 from trillion_convert.validation import validate
 from trillion_model.errors import CheckpointError
@@ -75,13 +76,17 @@ def test_a_checkpoint_that_was_trained_in_bfloat16_stays_so(trained, tmp_path, m
     assert {info.dtype for info in TensorFiles(tmp_path / "out").values()} == {"bfloat16"}
 
 
-def test_mixed_dtypes_need_a_choice(trained, tmp_path, model):
+def test_tensors_keep_their_own_dtypes_unless_one_is_chosen(trained, tmp_path, model):
     shutil.copytree(trained, tmp_path / "in")
     mixed = {n: t if "norm" in n else t.bfloat16() for n, t in model.state_dict().items()}
     save_file(mixed, tmp_path / "in" / "model.safetensors")
-    with pytest.raises(CheckpointError, match="mixes bfloat16 and float32; choose one with --dtype"):
-        export(tmp_path / "in", tmp_path / "out")
+    export(tmp_path / "in", tmp_path / "kept")
+    dtypes = {name: info.dtype for name, info in TensorFiles(tmp_path / "kept").items()}
+    assert {dtype for name, dtype in dtypes.items() if "norm" in name} == {"float32"}
+    assert {dtype for name, dtype in dtypes.items() if "norm" not in name} == {"bfloat16"}
+    assert AutoConfig.from_pretrained(tmp_path / "kept").dtype == torch.bfloat16
     export(tmp_path / "in", tmp_path / "out", dtype="float32")
+    assert {info.dtype for info in TensorFiles(tmp_path / "out").values()} == {"float32"}
 
 
 @pytest.mark.parametrize(("number", "dtype"), [(float("nan"), None), (float("inf"), None), (1e5, "float16")])
@@ -128,8 +133,8 @@ def test_a_tokenizer_without_a_template_gets_ours(trained, tmp_path):
 
 def test_progress_ends_at_the_total(trained, tmp_path):
     seen = []
-    report = export(trained, tmp_path / "out", on_bytes=lambda done, total: seen.append((done, total)))
-    assert len(seen) == report.tensors
+    listener = Listener(on_bytes=lambda done, total: seen.append((done, total)))
+    report = export(trained, tmp_path / "out", listener=listener)
     assert seen == sorted(seen) and seen[-1] == (report.nbytes, report.nbytes)
 
 
@@ -187,7 +192,7 @@ def test_a_file_or_a_link_in_the_way_is_refused(trained, tmp_path):
 def test_a_disk_that_is_too_small_is_seen_first(trained, tmp_path):
     with (
         pytest.raises(TargetError, match=r"needs 1152921504\.61 GB, but the disk has"),
-        staged_directory(tmp_path / "out", source=trained, needed=2**60, force=False),
+        staged_directory(tmp_path / "out", sources=[trained], needed=2**60, force=False, plan="p"),
     ):
         pytest.fail("the block must not run")
     assert list(tmp_path.iterdir()) == []
@@ -198,9 +203,9 @@ def test_a_failure_half_way_leaves_the_old_export(trained, tmp_path, model):
     export(trained, target)
     with (
         pytest.raises(KeyboardInterrupt),
-        staged_directory(target, source=trained, needed=1, force=True) as partial,
+        staged_directory(target, sources=[trained], needed=1, force=True, plan="p") as stage,
     ):
-        (partial / "model.safetensors").write_bytes(b"half")
+        (stage.folder / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert_loads_exactly(target, model)

@@ -29,14 +29,15 @@ def test_counts_of_the_published_models(name, counts):
 
 @pytest.mark.parametrize("name", presets.names())
 def test_parts_add_up_and_every_tensor_has_one(name):
-    parameters = inspect_model(name).parameters
-    assert set(parameters.total) == {
-        "norms", "embeddings", "attention", "router", "routed experts", "shared experts", "dense feed-forward", "head"
-    }  # fmt: skip
-    config = presets.get(name)
+    parameters, config = inspect_model(name).parameters, presets.get(name)
+    experts = {"router", "routed experts", "shared experts"} if hasattr(config, "n_routed_experts") else set()
+    trained = {"second next token"} if getattr(config, "num_nextn_predict_layers", 0) else set()
+    dense = {"norms", "embeddings", "attention", "dense feed-forward", "head"}
+    assert set(parameters.total) == dense | experts | trained
     assert parameters.total["embeddings"] == parameters.total["head"] == config.vocab_size * config.hidden_size
-    experts = parameters.total["routed experts"]
-    assert parameters.active["routed experts"] * config.n_routed_experts == experts * config.num_experts_per_tok
+    if experts:
+        total, active = (counts["routed experts"] for counts in (parameters.total, parameters.active))
+        assert active * config.n_routed_experts == total * config.num_experts_per_tok
 
 
 def test_parts_of_the_100b_model_by_hand():

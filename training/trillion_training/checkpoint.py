@@ -22,6 +22,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from trillion_convert.tensor_files import TensorFiles
+from trillion_model.errors import CheckpointError
 from trillion_training.config import Recipe
 from trillion_training.data.stream import StreamPosition
 from trillion_training.errors import StateError
@@ -139,8 +141,9 @@ def load_model(checkpoint: Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(checkpoint)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        model.load_state_dict(load_file(checkpoint / "model.safetensors"))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        weights = TensorFiles(checkpoint)
+        model.load_state_dict({name: weights.read(name) for name in weights})
+    except (OSError, CheckpointError, RuntimeError) as error:
         raise StateError(f"checkpoint {checkpoint} cannot be read: {error}") from error
     return model
 

@@ -22,6 +22,8 @@ QUESTIONS = (
 _WINDOWS = (1, 3, 5)
 """Random prompts are this many windows long and a few tokens more, so that they end inside a window and a block."""
 _BEYOND = 3
+_NO_WINDOW = 64
+"""What they are multiples of where the model has no window."""
 _SEED = 20_261
 
 
@@ -48,7 +50,8 @@ def collect(
         _chat(f"chat {i + 1}", [{"role": "user", "content": text}], tokenizer) for i, text in enumerate(QUESTIONS)
     ]
     prompts = [prompt for prompt in prompts if len(prompt.token_ids) <= room]
-    prompts += _random_prompts(len(tokenizer), config.sliding_window, room)
+    window = getattr(config, "sliding_window", None) or _NO_WINDOW
+    prompts += _random_prompts(len(tokenizer), window, room)
     for prompt in read_prompts(file, tokenizer) if file else []:
         if len(prompt.token_ids) > room:
             raise PromptError(f"{prompt.name} has {len(prompt.token_ids)} tokens, but the context has room for {room}")
@@ -104,5 +107,7 @@ def _random_prompts(vocabulary: int, window: int, room: int) -> list[Prompt]:
     source = random.Random(_SEED)
     lengths = dict.fromkeys(min(windows * window + _BEYOND, room) for windows in _WINDOWS)
     return [
-        Prompt(f"random {length}", tuple(source.randrange(vocabulary) for _ in range(length))) for length in lengths
+        # Without the last token, which SGLang reads as the first in a prompt.
+        Prompt(f"random {length}", tuple(source.randrange(vocabulary - 1) for _ in range(length)))
+        for length in lengths
     ]

@@ -20,10 +20,12 @@ class Continuation:
     Attributes:
         token_ids: the tokens.
         margins: for each, by how much its log-probability exceeds the runner-up's.
+        logprobs: for each, its log-probability.
     """
 
     token_ids: tuple[int, ...]
     margins: tuple[float, ...]
+    logprobs: tuple[float, ...] = ()
 
 
 class Runner(Protocol):

@@ -3,29 +3,28 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from trillion_convert.checkpoint import Checkpoint, Form
+from trillion_convert.checkpoint import Checkpoint
+from trillion_convert.forms import Form
 from trillion_convert.verify.runner import Continuation, Request
 
 if TYPE_CHECKING:
     import torch
 
 
-class TorchRunner:
+class TorchModel:
     """A model in this process, on a GPU where there is one.
 
     Args:
-        checkpoint: read into our modules directly (``train``) or through ``from_pretrained`` (``hf``).
-        dtype: name of the dtype to run in.
+        model: with the Hugging Face interface.
+        ends: tokens that end a continuation.
     """
 
-    def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
+    def __init__(self, model: Any, ends: Sequence[int]) -> None:
         import torch
 
-        load = _from_training if checkpoint.form is Form.TRAIN else _from_published
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model = load(checkpoint, getattr(torch, dtype)).to(self._device).eval()
-        end = checkpoint.architecture.config.eos_token_id
-        self._ends = end if isinstance(end, list) else [end]
+        self._model = model.to(self._device).eval()
+        self._ends = list(ends)
 
     def greedy(self, requests: Sequence[Request]) -> list[Continuation]:
         return [self._continue(request) for request in requests]
@@ -53,18 +52,46 @@ class TorchRunner:
         options = GenerationConfig(
             max_new_tokens=request.max_tokens,
             do_sample=False,
-            eos_token_id=self._ends,
-            pad_token_id=self._ends[0],
+            eos_token_id=self._ends or None,
+            pad_token_id=self._ends[0] if self._ends else 0,
             return_dict_in_generate=True,
             output_logits=True,
         )
         with torch.inference_mode():
             output = self._model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=options)
-        best = [step[0].float().topk(2).values for step in output.logits]  # (2,) each
+        # Greedy tokens are the first of each pair.
+        best = [step[0].float().log_softmax(-1).topk(2).values for step in output.logits]  # (2,) each
         return Continuation(
             tuple(output.sequences[0, ids.shape[1] :].tolist()),
             tuple((first - second).item() for first, second in best),
+            tuple(first.item() for first, _ in best),
         )
+
+
+class TorchRunner(TorchModel):
+    """A checkpoint in our modelling code.
+
+    Args:
+        checkpoint: read into our modules directly (``train``), through ``from_pretrained`` (``hf``), or through its
+            published tensors: a quantised directory is dequantised, its activations stay as they are.
+        dtype: name of the dtype to run in.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
+        super().__init__(load_model(checkpoint, dtype), checkpoint.ends)
+
+
+def load_model(checkpoint: Checkpoint, dtype: str) -> Any:
+    """A checkpoint's model, in our modelling code."""
+    import torch
+
+    if checkpoint.form is Form.TRAIN:
+        load = _from_training
+    elif checkpoint.form is Form.HF and checkpoint.recipe is None:
+        load = _from_published
+    else:
+        load = _from_published_tensors
+    return load(checkpoint, getattr(torch, dtype))
 
 
 def _from_training(checkpoint: Checkpoint, dtype: "torch.dtype") -> Any:
@@ -79,3 +106,18 @@ def _from_published(checkpoint: Checkpoint, dtype: "torch.dtype") -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=dtype, local_files_only=True)
+
+
+def _from_published_tensors(checkpoint: Checkpoint, dtype: "torch.dtype") -> Any:
+    from transformers import AutoModelForCausalLM
+
+    from trillion_convert.conversion import PublishedReader
+    from trillion_convert.quantize.plain import PlainTensors
+
+    read = PublishedReader(checkpoint).read if checkpoint.recipe is None else PlainTensors(checkpoint).read
+    architecture = checkpoint.architecture
+    model = AutoModelForCausalLM.from_config(architecture.config, dtype=dtype)
+    model.load_state_dict(
+        {name: architecture.layout.to_module(name, shape, read) for name, shape in architecture.module_shapes.items()}
+    )
+    return model

@@ -1,5 +1,6 @@
 """Published directories in vLLM, in a child process: its memory is freed at the end, its messages are kept away."""
 
+import gc
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -9,7 +10,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trillion_convert.checkpoint import Checkpoint
 from trillion_convert.errors import RunError
 from trillion_convert.verify.runner import Continuation, Request
 
@@ -25,54 +25,22 @@ _ENVIRONMENT = {
 Result = TypeVar("Result")
 
 
-class VllmRunner:
-    """A small vLLM engine: eager, with little KV cache and short steps.
+class VllmProcess:
+    """A process that engines run in, one after the other."""
 
-    Args:
-        checkpoint: a published directory.
-        dtype: name of the dtype to run in.
-        max_model_len: tokens of the longest sequence.
-
-    Raises:
-        RunError: vLLM is missing or does not start; its output is kept, in a file that the message names.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, dtype: str, max_model_len: int) -> None:
-        end = checkpoint.architecture.config.eos_token_id
-        self._ends = end if isinstance(end, list) else [end]
+    def __init__(self) -> None:
         descriptor, log = tempfile.mkstemp(prefix="trillion-convert-vllm-", suffix=".log")
         os.close(descriptor)
         self._log = Path(log)
         self._failed = False
         self._child = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_redirect, initargs=(log,))
-        arguments = {
-            "model": str(checkpoint.directory),
-            "dtype": dtype,
-            "max_model_len": max_model_len,
-            "max_num_batched_tokens": MAX_BATCHED_TOKENS,
-            "kv_cache_memory_bytes": KV_CACHE_BYTES,
-            "enforce_eager": True,
-            "skip_tokenizer_init": True,
-            "disable_log_stats": True,
-        }
-        try:
-            self._call(_start, arguments)
-        except BaseException:
-            self.close()
-            raise
 
-    def greedy(self, requests: Sequence[Request]) -> list[Continuation]:
-        return self._call(_greedy, list(requests), self._ends)
+    def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call a function there.
 
-    def score(self, sequences: Sequence[tuple[int, ...]]) -> list[list[float]]:
-        return self._call(_score, list(sequences))
-
-    def close(self) -> None:
-        self._child.shutdown()
-        if not self._failed:
-            self._log.unlink(missing_ok=True)
-
-    def _call(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        Raises:
+            RunError: it failed, or the process died; its output is kept, in a file that the message names.
+        """
         try:
             return self._child.submit(function, *arguments).result()
         except BrokenProcessPool as error:
@@ -82,6 +50,66 @@ class VllmRunner:
             self._failed = True
             problem = " ".join(str(error).split())
             raise RunError(f"vLLM failed: {problem}; its output is in {self._log}") from error
+
+    def close(self) -> None:
+        """End it."""
+        self._child.shutdown()
+        if not self._failed:
+            self._log.unlink(missing_ok=True)
+
+
+class VllmRunner:
+    """A small vLLM engine: eager, with little KV cache and short steps.
+
+    Args:
+        directory: a published one.
+        ends: tokens that end a continuation.
+        dtype: name of the dtype to run in.
+        max_model_len: tokens of the longest sequence.
+        process: where to run it, in the place of an earlier engine; a process of its own when None.
+        kv_cache_bytes: size of its KV cache.
+
+    Raises:
+        RunError: vLLM is missing or does not start.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        ends: Sequence[int],
+        dtype: str,
+        max_model_len: int,
+        process: VllmProcess | None = None,
+        kv_cache_bytes: int = KV_CACHE_BYTES,
+    ) -> None:
+        self._ends = list(ends)
+        self._own = process is None
+        self._process = process or VllmProcess()
+        arguments = {
+            "model": str(directory),
+            "dtype": dtype,
+            "max_model_len": max_model_len,
+            "max_num_batched_tokens": MAX_BATCHED_TOKENS,
+            "kv_cache_memory_bytes": kv_cache_bytes,
+            "enforce_eager": True,
+            "skip_tokenizer_init": True,
+            "disable_log_stats": True,
+        }
+        try:
+            self._process.call(_start, arguments)
+        except BaseException:
+            self.close()
+            raise
+
+    def greedy(self, requests: Sequence[Request]) -> list[Continuation]:
+        return self._process.call(_greedy, list(requests), self._ends)
+
+    def score(self, sequences: Sequence[tuple[int, ...]]) -> list[list[float]]:
+        return self._process.call(_score, list(sequences))
+
+    def close(self) -> None:
+        if self._own:
+            self._process.close()
 
 
 _engine: Any = None
@@ -99,6 +127,8 @@ def _start(arguments: dict[str, Any]) -> None:
     global _engine
     from vllm import LLM
 
+    _engine = None
+    gc.collect()
     _engine = LLM(**arguments)
 
 
@@ -121,7 +151,11 @@ def _greedy(requests: list[Request], ends: list[int]) -> list[Continuation]:
         use_tqdm=False,
     )
     return [
-        Continuation(tuple(answer.token_ids), tuple(map(_margin, answer.logprobs)))
+        Continuation(
+            tuple(answer.token_ids),
+            tuple(map(_margin, answer.logprobs)),
+            tuple(step[token].logprob for token, step in zip(answer.token_ids, answer.logprobs, strict=True)),
+        )
         for answer in (output.outputs[0] for output in outputs)
     ]
 
