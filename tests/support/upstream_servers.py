@@ -16,6 +16,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+VOCABULARY = 512
+"""Tokens that the SGLang server knows."""
+
 
 async def until(found: Callable[[], object], seconds: float = 10.0) -> None:
     """Return once ``found`` is true.
@@ -273,6 +276,10 @@ class SglangUpstream(Upstream):
     async def generate(self, request: Request) -> Response:
         """Stream the answer, or score the prompt."""
         body = await request.json()
+        beyond = [token for token in body["sampling_params"].get("logit_bias", ()) if int(token) >= VOCABULARY]
+        if beyond:
+            message = f"logit_bias must has keys in [0, {VOCABULARY - 1}], got {beyond[0]}."
+            return JSONResponse({"error": {"message": message}}, 400)
         if not body.get("stream"):
             return JSONResponse({"text": "x", "output_ids": [1], "meta_info": self._scored(body)})
         self.requests.append(body)

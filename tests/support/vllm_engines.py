@@ -8,13 +8,19 @@ import functools
 import logging
 import multiprocessing
 import os
+import zlib
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+
+import torch
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to start an engine; ``model`` is a directory."""
+    """How to start an engine.
+
+    ``model`` is a directory, ``fused`` gives its windows a GPU's attention, ``lora_rank`` makes room for an adapter.
+    """
 
     model: str
     dtype: str = "float32"
@@ -24,6 +30,12 @@ class Options:
     block_size: int = 16
     kv_cache_mib: int = 64
     load_format: str = "auto"
+    eager: bool = True
+    fused: bool = False
+    lora_rank: int = 0
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    expert_parallel: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,12 +61,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Report:
-    """What an engine says of itself."""
+    """What an engine says of itself; ``backends`` names the layers of each."""
 
     groups: list[Group]
     capacity: int
     blocks: int
     messages: list[str]
+    backends: dict[str, list[str]]
 
 
 def pool() -> ProcessPoolExecutor:
@@ -62,9 +75,19 @@ def pool() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_set_up)
 
 
-def run(options: Options, prompts: list[list[int]], max_tokens: int, prompt_logprobs: bool = True) -> list[Answer]:
-    """Continue ``prompts`` together, greedily. Log-probabilities of a prompt keep it from being read from the cache."""
+def run(
+    options: Options,
+    prompts: list[list[int]],
+    max_tokens: int,
+    prompt_logprobs: bool = True,
+    adapters: list[str | None] | None = None,
+) -> list[Answer]:
+    """Continue ``prompts`` together, greedily. Log-probabilities of a prompt keep it from being read from the cache.
+
+    ``adapters`` names a directory for each prompt, or None for the model as it is.
+    """
     from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
 
     params = SamplingParams(
         max_tokens=max_tokens,
@@ -75,7 +98,12 @@ def run(options: Options, prompts: list[list[int]], max_tokens: int, prompt_logp
         detokenize=False,
     )
     engine, _ = _engine(options)
-    outputs = engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
+    outputs = engine.generate(
+        [{"prompt_token_ids": prompt} for prompt in prompts],
+        params,
+        use_tqdm=False,
+        lora_request=[name and LoRARequest(name, _number(name), name) for name in adapters] if adapters else None,
+    )
     return [_answer(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
 
 
@@ -84,6 +112,10 @@ def report(options: Options) -> Report:
     engine, messages = _engine(options)
     config = engine.llm_engine.vllm_config.cache_config
     core = engine.llm_engine.engine_core.engine_core
+    backends: dict[str, list[str]] = {}
+    for name, layer in engine.llm_engine.vllm_config.compilation_config.static_forward_context.items():
+        if hasattr(layer, "get_attn_backend"):
+            backends.setdefault(layer.get_attn_backend().get_name(), []).append(name)
     groups = core.scheduler.kv_cache_config.kv_cache_groups
     return Report(
         groups=[
@@ -98,7 +130,20 @@ def report(options: Options) -> Report:
         capacity=config.kv_cache_size_tokens,
         blocks=config.num_gpu_blocks,
         messages=messages,
+        backends=backends,
     )
+
+
+def refusal(options: Options, adapter: str) -> tuple[str, str]:
+    """Type and message of the error that loading an adapter ends in."""
+    from vllm.lora.request import LoRARequest
+
+    engine, _ = _engine(options)
+    try:
+        engine.llm_engine.add_lora(LoRARequest(adapter, _number(adapter), adapter))
+    except Exception as error:
+        return type(error).__name__, str(error)
+    raise AssertionError("the adapter was taken")
 
 
 def preemptions(options: Options) -> int:
@@ -123,11 +168,20 @@ def _set_up() -> None:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "HF_HUB_OFFLINE": "1",
     }
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+def _number(adapter: str) -> int:
+    """What vLLM knows an adapter by."""
+    return zlib.crc32(adapter.encode()) + 1
 
 
 @functools.cache
 def _engine(options: Options):
     from vllm import LLM
+
+    from support import fused_vaetki
 
     messages: list[str] = []
 
@@ -144,13 +198,21 @@ def _engine(options: Options):
             dtype=options.dtype,
             load_format=options.load_format,
             skip_tokenizer_init=True,
-            enforce_eager=True,
+            # Eagerly, vLLM on a CPU leaves a pipeline's buffers out; tracing without compiling makes them.
+            enforce_eager=options.eager and options.pipeline_parallel == 1,
+            compilation_config={"mode": 2, "backend": "eager"} if options.pipeline_parallel > 1 else {},
             max_model_len=options.max_model_len,
             max_num_batched_tokens=options.max_num_batched_tokens,
             max_num_seqs=options.max_num_seqs,
             block_size=options.block_size,
             kv_cache_memory_bytes=options.kv_cache_mib << 20,
             disable_log_stats=False,
+            enable_lora=options.lora_rank > 0,
+            max_lora_rank=max(options.lora_rank, 8),
+            tensor_parallel_size=options.tensor_parallel,
+            pipeline_parallel_size=options.pipeline_parallel,
+            enable_expert_parallel=options.expert_parallel,
+            hf_overrides={"architectures": [fused_vaetki.register()]} if options.fused else {},
         )
     finally:
         capacity.removeFilter(note)

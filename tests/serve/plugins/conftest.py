@@ -46,7 +46,7 @@ def checkpoint(model, tmp_path_factory) -> Path:
 def start_fails(engines: ProcessPoolExecutor):
     """Start an engine on a directory and give the error's type and message."""
 
-    def start(directory: Path) -> tuple[str, str]:
-        return engines.submit(vllm_engines.failure, vllm_engines.Options(str(directory))).result()
+    def start(directory: Path, **options) -> tuple[str, str]:
+        return engines.submit(vllm_engines.failure, vllm_engines.Options(str(directory), **options)).result()
 
     return start

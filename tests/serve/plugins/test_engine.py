@@ -12,7 +12,7 @@ import torch
 
 import trillion_model
 from support import vllm_engines
-from support.tiny_vaetki import published_weights
+from support.tiny_vaetki import published_weights, tiny_model
 from support.vaetki_reference import reference_logits
 from support.vllm_engines import Answer, Options
 
@@ -113,6 +113,26 @@ def test_bfloat16_is_as_close_as_plain_pytorch_in_bfloat16(engines, model, tmp_p
     assert distances.mean() < 1.25 * plain_distances.mean()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="interprets kernels, which a GPU runs")
+def test_local_layers_agree_with_the_reference_on_a_gpus_path(engines, options, model, weights):
+    """Prefill in chunks, prefixes read from the cache, mixed batches; the decode kernel is interpreted."""
+    fused = replace(options, fused=True, kv_cache_mib=48)
+    prompts = random_prompts([2, 16, 33, 49, 90, 130])
+    engines.submit(vllm_engines.run, fused, [prompts[-1]], 1, prompt_logprobs=False).result()
+    answers = engines.submit(vllm_engines.run, fused, prompts, 6, prompt_logprobs=False).result()
+    assert answers[-1].cached_tokens == 128
+    mismatches, distances = compare(model.config, weights, prompts, answers)
+    assert mismatches == 0
+    assert distances.max() < 1e-4
+    backends = engines.submit(vllm_engines.report, fused).result().backends
+    assert {name: len(layers) for name, layers in backends.items()} == {
+        "TRILLION_FUSED_LATENT": 10,
+        "TRILLION_LATENT": 2,
+    }
+    _, wrong = compare(model.config, weights, prompts, answers, window=WINDOW - 1)
+    assert wrong.max() > 1e-2
+
+
 def test_cache_groups_hold_latents_of_a_window(engines, options):
     groups = engines.submit(vllm_engines.report, options).result().groups
     local = [group for group in groups if group.spec == "SlidingWindowMLASpec"]
@@ -146,3 +166,22 @@ def test_a_batch_as_long_as_the_context_is_warned_of(engines, options):
         f"with --max-num-batched-tokens 256 the KV cache would hold {better.capacity:,} tokens instead of "
         f"{told.capacity:,}."
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_in_bfloat16_is_as_close_as_plain_pytorch(engines, tmp_path):
+    """The head sizes of VAETKI, for FlashAttention's sake; CUDA graphs, V2 model runner, stock global layers."""
+    shape = {"hidden_size": 256, "num_attention_heads": 16, "qk_nope_head_dim": 128, "v_head_dim": 128}
+    half = tiny_model(num_hidden_layers=12, sliding_window=WINDOW, **shape).to(torch.bfloat16)
+    trillion_model.register()
+    half.save_pretrained(tmp_path)
+    options = Options(str(tmp_path), dtype="bfloat16", block_size=64, eager=False)
+    prompts = random_prompts(LENGTHS)
+    answers = engines.submit(vllm_engines.run, options, prompts, NEW_TOKENS).result()
+    _, distances = compare(half.config, published_weights(half), prompts, answers)
+    assert distances.mean() < 0.06
+    _, wrong = compare(half.config, published_weights(half), prompts, answers, window=WINDOW // 2)
+    assert wrong.mean() > 2 * distances.mean()
+    backends = engines.submit(vllm_engines.report, options).result().backends
+    assert len(backends["TRILLION_FUSED_LATENT"]) == 10

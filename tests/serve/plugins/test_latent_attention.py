@@ -51,7 +51,9 @@ def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, position: int, wind
 
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("max_tokens", [1, 30, 100, 4096])
-def test_decode_is_plain_attention_over_the_window(window, max_tokens):
+@pytest.mark.parametrize("piece", [7, 16, 2048])
+def test_decode_is_plain_attention_over_the_window(monkeypatch, window, max_tokens, piece):
+    monkeypatch.setattr(latent_attention, "PIECE_TOKENS", piece)
     latents = [torch.randn(n, LATENT) for n in LENGTHS]
     q = torch.randn(len(LENGTHS), HEADS, LATENT)
     cache, table = paged(latents, window, [1] * len(LENGTHS))
@@ -89,7 +91,10 @@ def test_requests_of_one_length_need_no_mask():
 
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("new_tokens", [2, 7, 8, 9, 20, 21, 40])
-def test_prefill_is_plain_attention_over_the_window(window, new_tokens):
+@pytest.mark.parametrize("key_chunk", [5, 16, 2048])
+def test_prefill_is_plain_attention_over_the_window(monkeypatch, window, new_tokens, key_chunk):
+    monkeypatch.setattr(latent_attention, "KEY_CHUNK", key_chunk)
+    monkeypatch.setattr(latent_attention, "QUERY_BLOCK", 8)
     lengths = [n for n in LENGTHS if n >= new_tokens]
     latents = [torch.randn(n, LATENT) for n in lengths]
     starts = [i * new_tokens for i in range(len(lengths) + 1)]
@@ -139,11 +144,13 @@ def test_a_window_wrong_by_one_shows():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_stays_within_its_rounding(dtype):
+@pytest.mark.parametrize("piece", [16, 2048])
+def test_half_precision_stays_within_its_rounding(monkeypatch, dtype, piece):
+    monkeypatch.setattr(latent_attention, "PIECE_TOKENS", piece)
     latents = [torch.randn(n, LATENT) for n in LENGTHS]
     q = torch.randn(len(LENGTHS), HEADS, LATENT)
     cache, table = paged(latents, WINDOW, [1] * len(LENGTHS))
-    groups = plan_decode(table, LENGTHS, BLOCK, WINDOW)
+    groups = plan_decode(table, LENGTHS, BLOCK, WINDOW, max_tokens=1)
     exact = latent_attention.decode(q, cache, groups, SCALE, torch.empty(4096, LATENT))
     half = latent_attention.decode(q.to(dtype), cache.to(dtype), groups, SCALE, torch.empty(4096, LATENT, dtype=dtype))
     assert (half.float() - exact).abs().max() < 8 * torch.finfo(dtype).eps

@@ -3,9 +3,20 @@
 The model classes lean on interfaces that vLLM does not promise to keep, so every other version is refused.
 """
 
+from importlib import import_module
+
+from trillion_model import FAMILIES
 from trillion_serve.errors import EngineStartError
 
 SUPPORTED_VLLM = "0.32"
+
+MODULES = {
+    "vaetki": "vaetki",
+    "trillion": "trillion_7b",
+    "tri70b": "tri70b",
+    "gravity": "gravity",
+}
+"""The folder of each family in ``trillion_model``, and the module here that serves it."""
 
 
 class UnsupportedVllmError(EngineStartError, SystemExit):
@@ -36,13 +47,16 @@ def register() -> None:
     from vllm.model_executor.models.registry import ModelRegistry
     from vllm.transformers_utils.model_arch_config_convertor import MODEL_ARCH_CONFIG_CONVERTORS
 
-    from trillion_model.vaetki import VaetkiConfig
-    from trillion_serve.plugins.vllm.architecture import VaetkiArchitecture
+    from trillion_serve.plugins.vllm.architecture import GravityArchitecture, VaetkiArchitecture
 
-    AutoConfig.register(VaetkiConfig.model_type, VaetkiConfig, exist_ok=True)
-    MODEL_ARCH_CONFIG_CONVERTORS[VaetkiConfig.model_type] = VaetkiArchitecture
-    if "VaetkiForCausalLM" not in ModelRegistry.get_supported_archs():
-        ModelRegistry.register_model("VaetkiForCausalLM", "trillion_serve.plugins.vllm.vaetki:VaetkiForCausalLM")
+    known = ModelRegistry.get_supported_archs()
+    for folder, module in MODULES.items():
+        config = getattr(import_module(f"trillion_model.{folder}"), f"{FAMILIES[folder]}Config")
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        if (name := f"{FAMILIES[folder]}ForCausalLM") not in known:
+            ModelRegistry.register_model(name, f"{__name__}.{module}:{name}")
+    MODEL_ARCH_CONFIG_CONVERTORS["vaetki"] = VaetkiArchitecture
+    MODEL_ARCH_CONFIG_CONVERTORS["gravity_moe"] = GravityArchitecture
 
 
 def check_version(version: str) -> None:

@@ -1,8 +1,7 @@
 """vLLM's attention backend for latents with a window: :mod:`latent_attention` behind vLLM's interfaces.
 
-It runs wherever PyTorch does. On a CPU every layer uses it, because vLLM's own backend there knows neither a window
-nor chunked prefill. On a GPU only local layers do, as the correct but unfused way to decode within a window;
-global layers keep the kernel that vLLM selects.
+Plain PyTorch, for a CPU, where every layer uses it: vLLM's own backend there knows neither a window nor chunked
+prefill. :mod:`fused_backend` is the one for local layers on a GPU.
 """
 
 from dataclasses import dataclass
@@ -133,6 +132,7 @@ class LatentImpl(MLAAttentionImpl[LatentMetadata]):
     """One layer's attention: absorbed projections for decode, expanded keys and values for prefill."""
 
     supports_pcp = False
+    cache_dtypes: ClassVar[list[Any]] = LatentBackend.supported_kv_cache_dtypes
 
     def __init__(
         self,
@@ -160,7 +160,7 @@ class LatentImpl(MLAAttentionImpl[LatentMetadata]):
             "logits_soft_cap": logits_soft_cap,
             "kv_sharing_target_layer_name": kv_sharing_target_layer_name,
             "attn_type": attn_type if attn_type != AttentionType.DECODER else None,
-            "kv_cache_dtype": kv_cache_dtype if kv_cache_dtype not in LatentBackend.supported_kv_cache_dtypes else None,
+            "kv_cache_dtype": kv_cache_dtype if kv_cache_dtype not in self.cache_dtypes else None,
             "decode_context_parallel_size": self.dcp_world_size if self.dcp_world_size > 1 else None,
         }
         for name, value in refused.items():
@@ -237,9 +237,13 @@ class LatentImpl(MLAAttentionImpl[LatentMetadata]):
         )
 
     def _expand(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Every head's keys and values, each (keys, heads, qk_head_dim): values padded with zeros."""
+        """As :meth:`_project`, values padded with zeros to qk_head_dim."""
+        k, v = self._project(latents)
+        return k, torch.nn.functional.pad(v, (0, self.qk_head_dim - self.v_head_dim))
+
+    def _project(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Every head's keys (keys, heads, qk_head_dim) and values (keys, heads, v_head_dim)."""
         compressed, k_rope = latents.split([self.kv_lora_rank, self.qk_rope_head_dim], dim=-1)
         expanded = self.kv_b_proj(compressed.contiguous())[0].view(len(latents), self.num_heads, -1)
         k_nope, v = expanded.split([self.qk_nope_head_dim, self.v_head_dim], dim=-1)
-        k = torch.cat((k_nope, k_rope.unsqueeze(1).expand(-1, self.num_heads, -1)), dim=-1)
-        return k, torch.nn.functional.pad(v, (0, self.qk_head_dim - self.v_head_dim))
+        return torch.cat((k_nope, k_rope.unsqueeze(1).expand(-1, self.num_heads, -1)), dim=-1), v

@@ -8,20 +8,11 @@ from vllm.utils.math_utils import cdiv
 from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity, get_kv_cache_groups
 from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec, SlidingWindowSpec
 
+from trillion_serve.plan.capacity import recommended_batched_tokens
+
 logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under its own name only
 
-_MOST_BATCHED_TOKENS = 2048
-_LEAST_BATCHED_TOKENS = 256
 _WASTE = 0.1
-
-
-def recommended_batched_tokens(context: int) -> int:
-    """Tokens of a step that leave windows most of what they save.
-
-    A layer with a window reserves room for its window and for the tokens of a step, whichever the request; with as
-    many of these as the context is long, windows save nothing.
-    """
-    return min(_MOST_BATCHED_TOKENS, max(_LEAST_BATCHED_TOKENS, context // 8))
 
 
 def report_capacity(vllm_config: VllmConfig) -> None:

@@ -6,10 +6,11 @@ a step and shared by every layer of a cache group; it names nothing outside a re
 the blocks before a window have been given away.
 
 Prefill projects the visible latents up to every head's keys and values and attends in blocks of queries, each over
-its own band of keys. Decode attends to the latents themselves (absorbed projections), several requests at a time.
+its own band of keys; a long context without a window is projected a chunk at a time. Decode attends to the latents
+themselves (absorbed projections), several requests at a time.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,12 +20,22 @@ import torch.nn.functional as F
 QUERY_BLOCK = 128
 """Queries that attend at once in prefill: bounds a mask at QUERY_BLOCK x (QUERY_BLOCK + visible keys)."""
 
+KEY_CHUNK = 2048
+"""Latents that prefill projects up at once where there is no window.
+
+Measured on one core, 2,048 queries of 12 heads at 16,384 tokens: 1.6 times faster than all at once in float32, 1.9
+times in bfloat16, with under two fifths of the memory.
+"""
+
 DECODE_TOKENS = 4096
 """Latents, padding included, that a group of decoding requests gathers at once; a longer request goes alone.
 
 Measured on one core: 64 requests of 64 tokens decode 1.4 times faster than one by one; from 512 tokens a request on
 there is no difference until a group outgrows the processor's cache, which costs up to a third.
 """
+
+PIECE_TOKENS = 2048
+"""Latents of a request that decodes alone which are attended to at once: in bfloat16 they fit into 2.25 MiB."""
 
 Expand = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Latents with rotary keys (keys, latent_size) to keys and values (keys, heads, head_dim), of one head size."""
@@ -148,6 +159,9 @@ def decode(
     """
     out = torch.empty_like(q)
     for group in groups:
+        if len(group.rows) == 1 and len(group.slots) > PIECE_TOKENS:
+            out[group.rows] = _decode_alone(q[group.rows[0]], cache, group.slots, scale, workspace)
+            continue
         gathered = workspace[: len(group.slots)]
         torch.index_select(cache, 0, group.slots, out=gathered)
         latents = gathered.view(len(group.rows), 1, -1, q.shape[-1])  # (group, 1, longest, latent_size)
@@ -156,6 +170,30 @@ def decode(
             q[group.rows].unsqueeze(1), latents, latents, attn_mask=group.mask, scale=scale
         ).squeeze(1)
     return out
+
+
+def _decode_alone(
+    q: torch.Tensor, cache: torch.Tensor, slots: torch.Tensor, scale: float, workspace: torch.Tensor
+) -> torch.Tensor:
+    """One request's query (heads, latent_size), over pieces of its latents that stay in the processor's cache.
+
+    The fused kernel gives one query of one "head" to one thread, and reads what was gathered from memory again. Two
+    multiplications a piece use every thread, with the running maximum of an online softmax between them.
+    """
+    highest = q.new_full((len(q), 1), -torch.inf, dtype=torch.float32)
+    total = torch.zeros_like(highest)
+    out = torch.zeros_like(q, dtype=torch.float32)
+    for piece in slots.split(PIECE_TOKENS):
+        latents = workspace[: len(piece)]
+        torch.index_select(cache, 0, piece, out=latents)
+        scores = torch.mm(q, latents.T).float().mul_(scale)  # (heads, piece)
+        new_highest = torch.maximum(highest, scores.amax(-1, keepdim=True))
+        weights = scores.sub_(new_highest).exp_()
+        fade = (highest - new_highest).exp_()
+        total.mul_(fade).add_(weights.sum(-1, keepdim=True))
+        out.mul_(fade).add_(torch.mm(weights.to(q.dtype), latents))
+        highest = new_highest
+    return out.div_(total).to(q.dtype)
 
 
 def prefill(
@@ -179,8 +217,60 @@ def prefill(
         out: (tokens, heads, v_head_dim).
     """
     for request in requests:
-        k, v = expand(cache[request.slots])
-        banded_attention(q[request.rows], k, v, request.offset, window, scale, out[request.rows])
+        if window is None and len(request.slots) > KEY_CHUNK:
+            _attend_in_chunks(q[request.rows], cache, request, expand, scale, out[request.rows])
+        else:
+            k, v = expand(cache[request.slots])
+            banded_attention(q[request.rows], k, v, request.offset, window, scale, out[request.rows])
+
+
+def _attend_in_chunks(
+    q: torch.Tensor, cache: torch.Tensor, request: PrefillRequest, expand: Expand, scale: float, out: torch.Tensor
+) -> None:
+    """Causal attention of one request over chunks of its keys, added up by their log-sum-exp.
+
+    Args:
+        q: (queries, heads, qk_head_dim).
+        cache: (slots, latent_size).
+        request: whose queries they are.
+        expand: see :data:`Expand`.
+        scale: factor on scores.
+        out: (queries, heads, v_head_dim), written.
+    """
+    q = q.transpose(0, 1).unsqueeze(0)  # (1, heads, queries, head_dim)
+    queries = q.shape[2]
+    result = out.new_zeros(1, q.shape[1], queries, out.shape[-1], dtype=torch.float32)
+    log_sum = result.new_full(result.shape[:-1], float("-inf"))  # (1, heads, queries)
+    for start in range(0, len(request.slots), KEY_CHUNK):
+        k, v = (
+            x.transpose(0, 1).unsqueeze(0) for x in expand(cache[request.slots[start : start + KEY_CHUNK]])
+        )  # (1, heads, keys, head_dim)
+        offset = request.offset - start  # of the first query, among the chunk's keys
+        for rows, keys in _visible(queries, offset, k.shape[2]):
+            mask = None
+            if offset + rows.start < keys - 1:
+                position = torch.arange(offset + rows.start, offset + rows.stop, device=q.device)[:, None]
+                unseen = torch.arange(keys, device=q.device)[None] > position
+                mask = q.new_zeros(unseen.shape).masked_fill_(unseen, float("-inf"))
+            block, block_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                q[:, :, rows], k[:, :, :keys], v[:, :, :keys], attn_mask=mask, scale=scale
+            )
+            both = torch.logaddexp(log_sum[:, :, rows], block_sum)
+            result[:, :, rows] *= (log_sum[:, :, rows] - both).exp().unsqueeze(-1)
+            result[:, :, rows] += block[..., : out.shape[-1]] * (block_sum - both).exp().unsqueeze(-1)
+            log_sum[:, :, rows] = both
+    out.copy_(result[0].transpose(0, 1))
+
+
+def _visible(queries: int, offset: int, keys: int) -> Iterator[tuple[slice, int]]:
+    """Queries that attend at once, and how many of ``keys`` any of them sees; query i is at key ``offset + i``."""
+    first = max(0, -offset)
+    if offset + first >= keys - 1:
+        yield slice(first, queries), keys
+        return
+    for start in range(first, queries, QUERY_BLOCK):
+        stop = min(start + QUERY_BLOCK, queries)
+        yield slice(start, stop), min(offset + stop, keys)
 
 
 def banded_attention(

@@ -16,7 +16,6 @@ from vllm.config import CacheConfig, VllmConfig, get_current_vllm_config
 from vllm.distributed import get_pp_group, get_tensor_model_parallel_world_size
 from vllm.logger import init_logger
 from vllm.model_executor.layers.activation import SiluAndMul
-from vllm.model_executor.layers.attention import MLAAttention
 from vllm.model_executor.layers.fused_moe import FusedMoEFactory
 from vllm.model_executor.layers.layernorm import GemmaRMSNorm
 from vllm.model_executor.layers.linear import (
@@ -32,7 +31,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     UnquantizedEmbeddingMethod,
     VocabParallelEmbedding,
 )
-from vllm.model_executor.models.interfaces import SupportsPP
+from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsPP
 from vllm.model_executor.models.utils import (
     PPMissingLayer,
     extract_layer_index,
@@ -48,7 +47,10 @@ from trillion_model.vaetki import modeling_vaetki
 from trillion_model.vaetki.configuration_vaetki import VaetkiConfig
 from trillion_model.vaetki.layout import LAYOUT
 from trillion_serve.errors import EngineStartError
+from trillion_serve.plugins.vllm import adapters, cpu_adapters
 from trillion_serve.plugins.vllm.backend import LatentBackend
+from trillion_serve.plugins.vllm.latent_layer import LatentLayer
+from trillion_serve.plugins.vllm.quantized_experts import experts_config
 from trillion_serve.plugins.vllm.weights import load_strictly
 
 logger = init_logger(f"vllm.{__name__}")
@@ -115,22 +117,23 @@ class VaetkiMoE(nn.Module):
             reduce_results=False,
         )
         # One group of experts: "grouped" top-k is then plain top-k, of sigmoid scores.
-        self.experts = FusedMoEFactory(
-            shared_experts=self.shared_experts,
-            num_experts=config.n_routed_experts,
-            top_k=config.num_experts_per_tok,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.moe_intermediate_size,
-            renormalize=config.norm_topk_prob,
-            quant_config=quant_config,
-            use_grouped_topk=True,
-            num_expert_group=1,
-            topk_group=1,
-            scoring_func="sigmoid",
-            routed_scaling_factor=config.routed_scaling_factor,
-            router_logits_dtype=torch.float32,
-            prefix=f"{prefix}.experts",
-        )
+        with adapters.left_out():
+            self.experts = FusedMoEFactory(
+                shared_experts=self.shared_experts,
+                num_experts=config.n_routed_experts,
+                top_k=config.num_experts_per_tok,
+                hidden_size=config.hidden_size,
+                intermediate_size=config.moe_intermediate_size,
+                renormalize=config.norm_topk_prob,
+                quant_config=experts_config(quant_config),
+                use_grouped_topk=True,
+                num_expert_group=1,
+                topk_group=1,
+                scoring_func="sigmoid",
+                routed_scaling_factor=config.routed_scaling_factor,
+                router_logits_dtype=torch.float32,
+                prefix=f"{prefix}.experts",
+            )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (tokens, hidden) to the same."""
@@ -182,7 +185,7 @@ class VaetkiAttention(nn.Module):
         prefix: str,
     ) -> nn.Module:
         """The layer that owns a cache: vLLM asks it what to allocate."""
-        return MLAAttention(
+        return LatentLayer(
             num_heads=self.num_heads,
             scale=scale,
             qk_nope_head_dim=config.qk_nope_head_dim,
@@ -194,9 +197,15 @@ class VaetkiAttention(nn.Module):
             cache_config=cache_config,
             quant_config=quant_config,
             prefix=prefix,
-            attn_backend=_backend(window),
             sliding_window=window,
+            **self.backends(config, window),
         )
+
+    def backends(self, config: VaetkiConfig, window: int | None) -> dict[str, Any]:
+        """Which attention MLAAttention is to use: ours where vLLM has none; nothing lets vLLM select."""
+        if current_platform.is_cpu():
+            return {"attn_backend": LatentBackend}
+        return {} if window is None else fused_backends(config)
 
     def attend(self, q: torch.Tensor, latent: torch.Tensor, k_rope: torch.Tensor) -> torch.Tensor:
         """Cache the step's latents and attend.
@@ -222,14 +231,16 @@ class VaetkiAttention(nn.Module):
         return self.o_proj(self.attend(q, latent, k_rope))[0]
 
 
-def _backend(window: int | None) -> type[LatentBackend] | None:
-    """Ours where vLLM's own cannot: everywhere on a CPU, within a window on a GPU. None lets vLLM select."""
-    if current_platform.is_cpu():
-        return LatentBackend
-    if window is None:
-        return None
-    logger.warning_once("Layers with a window attend in plain PyTorch on this device: correct, but not fast.")
-    return LatentBackend
+def fused_backends(config: VaetkiConfig) -> dict[str, Any]:
+    """A local layer's attention on a GPU; it needs Triton, which is why a CPU never comes here."""
+    from trillion_serve.plugins.vllm.fused_backend import FusedBackend
+    from trillion_serve.plugins.vllm.windowed_flash import WindowedFlashAttention
+
+    sizes = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
+    if WindowedFlashAttention.runs(get_current_vllm_config(), *sizes):
+        return {"attn_backend": FusedBackend, "prefill_backend_cls": WindowedFlashAttention}
+    logger.warning_once("Layers with a window prefill in plain PyTorch: FlashAttention does not run on this device.")
+    return {"attn_backend": FusedBackend}
 
 
 class VaetkiDecoderLayer(nn.Module):
@@ -324,7 +335,7 @@ class VaetkiModel(nn.Module):
         return self.norm(hidden_states)
 
 
-class VaetkiForCausalLM(nn.Module, SupportsPP):
+class VaetkiForCausalLM(nn.Module, SupportsLoRA, SupportsPP):
     """VAETKI for vLLM. Logits are float32, whatever the model's dtype."""
 
     packed_modules_mapping: ClassVar[dict[str, list[str]]] = {"gate_up_proj": ["gate_proj", "up_proj"]}
@@ -333,6 +344,10 @@ class VaetkiForCausalLM(nn.Module, SupportsPP):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         self.config = _config(vllm_config)
+        if vllm_config.lora_config is not None:
+            adapters.restrict(vllm_config.lora_config)
+            cpu_adapters.install(vllm_config)
+            self.hf_to_vllm_mapper = adapters.AdapterNames()
         self.model = VaetkiModel(
             vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"), attention=self.attention_class
         )

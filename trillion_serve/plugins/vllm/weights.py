@@ -1,9 +1,9 @@
 """Strict loading: every tensor of a checkpoint has one place, every place gets its tensor, or loading fails by name.
 
-vLLM's layers hold some published tensors together: ``gate_proj`` and ``up_proj`` are parts of ``gate_up_proj``, the
-experts of a layer are stacked in ``w13`` (gate and up) and ``w2`` (down). A tensor may also belong to another rank: a
-layer of another pipeline stage, an expert of another expert-parallel rank. Its name and shape are checked all the
-same.
+vLLM's layers hold some published tensors together: ``gate_proj`` and ``up_proj`` are parts of ``gate_up_proj``,
+``q_proj``, ``k_proj`` and ``v_proj`` of ``qkv_proj``, and the experts of a layer are stacked in ``w13`` (gate and up)
+and ``w2`` (down). A tensor may also belong to another rank: a layer of another pipeline stage, an expert of another
+expert-parallel rank. Its name and shape are checked all the same.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,10 +13,17 @@ import torch
 from torch import nn
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
+from vllm.platforms import current_platform
 
 from trillion_model.errors import CheckpointError
+from trillion_serve.errors import EngineStartError
 
-_GATE_UP = ("gate_proj", "up_proj")
+_MERGED: dict[str, dict[str, int | str]] = {
+    "gate_up_proj": {"gate_proj": 0, "up_proj": 1},
+    "qkv_proj": {"q_proj": "q", "k_proj": "k", "v_proj": "v"},
+    "fused_qkv_a_proj": {"q_a_proj": 0, "kv_a_proj_with_mqa": 1},
+}
+"""Layers that hold several published ones, and what vLLM calls the part that each is."""
 _EXPERT_SHARDS = {"w13_": (("w1", "gate_proj"), ("w3", "up_proj")), "w2_": (("w2", "down_proj"),)}
 _NAMED = 5
 
@@ -45,8 +52,10 @@ def load_strictly(
 
     Raises:
         CheckpointError: a tensor is unknown, missing, there twice or of the wrong shape.
+        EngineStartError: the weights are INT4 and the dtype is one that vLLM does not multiply them in.
     """
     parameters = dict(model.named_parameters())
+    _check_int4(parameters)
     places = dict(_places(model))
     seen: set[str] = set()
     for name, tensor in weights:
@@ -67,6 +76,17 @@ def load_strictly(
     return {place.parameter for place in places.values()}
 
 
+def _check_int4(parameters: Mapping[str, nn.Parameter]) -> None:
+    """vLLM's CPU kernel knows no float32, and would say so only when the first prompt runs."""
+    packed = next((name for name in parameters if name.endswith(".weight_packed")), None)
+    if packed is None or not current_platform.is_cpu():
+        return
+    if parameters[packed.replace("_packed", "_scale")].dtype == torch.float32:
+        raise EngineStartError(
+            f"{packed}: on a CPU vLLM multiplies INT4 weights in bfloat16 or float16 only; use --dtype bfloat16"
+        )
+
+
 def _places(model: nn.Module) -> Iterator[tuple[str, _Place]]:
     """Every checkpoint tensor that this rank needs, and where it goes."""
     experts = {name: module for name, module in model.named_modules() if isinstance(module, RoutedExperts)}
@@ -74,9 +94,9 @@ def _places(model: nn.Module) -> Iterator[tuple[str, _Place]]:
         owner, _, leaf = name.rpartition(".")
         if owner in experts:
             yield from _expert_places(name, owner, leaf, experts[owner])
-        elif owner.endswith(".gate_up_proj"):
-            for shard, part in enumerate(_GATE_UP):
-                yield f"{owner.removesuffix('gate_up_proj')}{part}.{leaf}", _Place(name, shard)
+        elif (merged := owner.rpartition(".")[2]) in _MERGED:
+            for part, shard in _MERGED[merged].items():
+                yield f"{owner.removesuffix(merged)}{part}.{leaf}", _Place(name, shard)
         elif not owner.endswith(".attn"):  # what the attention layer makes of kv_b_proj after loading
             yield name, _Place(name)
 

@@ -1,0 +1,48 @@
+"""Gravity on vLLM's own DeepSeek-V3, whose latent attention and experts serve it as they are.
+
+What is ours is strict loading, and RoPE on a CPU: vLLM 0.32's kernel there turns only the first head of a query that
+comes a head at a time, as latent attention's does. Published files hold experts one by one; files in which they are
+stacked, as modules hold them, are in use too and are read as well.
+
+On a CPU vLLM turns chunked prefill and prefix caching off for latent attention, sets blocks of 16, and knows a latent
+of 512 with a rotary key of 64 only.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
+from vllm.model_executor.models.deepseek_v2 import DeepseekV3ForCausalLM
+from vllm.platforms import current_platform
+
+from trillion_model.architecture import Architecture
+from trillion_model.gravity.layout import LAYOUT
+from trillion_serve.plugins.vllm.quantized_experts import experts_config
+from trillion_serve.plugins.vllm.weights import load_strictly
+
+
+class GravityMoEForCausalLM(DeepseekV3ForCausalLM):
+    """Gravity for vLLM."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        vllm_config.quant_config = experts_config(vllm_config.quant_config)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        if current_platform.is_cpu():
+            for module in self.modules():
+                if isinstance(module, RotaryEmbeddingBase):
+                    module._forward_method = module.forward_native
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Load a checkpoint, see :func:`load_strictly`.
+
+        Raises:
+            CheckpointError: a tensor is unknown, missing, there twice or of the wrong shape.
+        """
+        return load_strictly(self, _one_by_one(weights), Architecture.of(self.config).published_shapes())
+
+
+def _one_by_one(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """``weights`` with stacked experts, the only tensors of three dimensions, taken apart."""
+    for name, tensor in weights:
+        yield from LAYOUT.to_published(name, tensor).items() if tensor.ndim == 3 else ((name, tensor),)
