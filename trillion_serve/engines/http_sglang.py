@@ -3,12 +3,14 @@
 A server that was started without ``--incremental-streaming-output`` repeats all tokens so far in every
 event; both ways are read, the repeating one costs network and processor in the square of the answer's length.
 It notices a closed connection only after seconds, so requests are stopped by ``/abort_request``.
+A prompt with a token beyond the model's vocabulary ends the whole server, so such prompts are not sent.
 
 How a grammar is enforced is up to the server. Start it with ``--grammar-backend llguidance
 --constrained-json-disable-any-whitespace``, for the reasons that ``VllmOptions`` gives.
 """
 
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +27,9 @@ logger = logging.getLogger(__name__)
 _FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 _Logprob = tuple[float | None, int, str | None]
+
+_NO_TOKEN = 2**31 - 1
+_TOKEN_RANGE = re.compile(r"keys in \[0, (\d+)\]")
 
 
 class _Finish(msgspec.Struct):
@@ -94,9 +99,12 @@ class SglangHttpEngine(HttpEngine):
 
     generate_path = "/generate"
 
+    _vocabulary: int | None = None
+
     async def score(self, token_ids: Sequence[int], top_logprobs: int = 0) -> list[TokenLogprob]:
         """Log-probabilities of the prompt's own tokens, from the second on."""
         check_scorable(token_ids)
+        self._check_known(token_ids)
         body = {
             "input_ids": list(token_ids),
             "sampling_params": {"max_new_tokens": 1, "temperature": 0.0},
@@ -138,6 +146,7 @@ class SglangHttpEngine(HttpEngine):
             context = cards[0].max_model_len if cards else None
         if context is None:
             raise EngineStartError(f"{self._url} does not say how long its context is; start it with --context-length")
+        self._vocabulary = await self._fetch_vocabulary()
         return EngineInfo(
             engine=f"sglang {server.version}",
             model=server.model_path,
@@ -147,6 +156,26 @@ class SglangHttpEngine(HttpEngine):
             dtype=server.dtype,
         )
 
+    async def _fetch_vocabulary(self) -> int | None:
+        """How many tokens the model knows. SGLang tells only where it refuses a bias on a token beyond them."""
+        params = {"max_new_tokens": 1, "logit_bias": {_NO_TOKEN: 0.0}}
+        try:
+            await self._fetch(self.generate_path, {"input_ids": [0], "sampling_params": params})
+        except RequestRefusedError as refusal:
+            if told := _TOKEN_RANGE.search(str(refusal)):
+                return int(told[1]) + 1
+        logger.warning("%s does not say how many tokens it knows: a prompt with an unknown one may end it", self._url)
+        return None
+
+    def _check_known(self, token_ids: Sequence[int]) -> None:
+        if self._vocabulary is None:
+            return
+        unknown = next((token for token in token_ids if not 0 <= token < self._vocabulary), None)
+        if unknown is not None:
+            raise RequestRefusedError(
+                f"token id {unknown} is out of vocabulary: the model knows 0 to {self._vocabulary - 1}"
+            )
+
     async def _stop_upstream(self, request_id: str) -> None:
         try:
             await self._fetch("/abort_request", {"rid": _rid(request_id)})
@@ -154,6 +183,7 @@ class SglangHttpEngine(HttpEngine):
             logger.warning("request %s was left, but could not be stopped: %s", request_id, error)
 
     def _body(self, request: GenerateRequest) -> dict[str, Any]:
+        self._check_known(request.prompt_token_ids)
         sampling = request.sampling
         grammar = check_grammar(sampling)
         params: dict[str, Any] = {

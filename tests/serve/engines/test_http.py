@@ -238,6 +238,19 @@ async def test_a_grammar_that_cannot_hold_is_refused_before_it_is_sent(make_upst
     assert upstream.requests == []
 
 
+async def test_tokens_that_sglang_does_not_know_are_refused_before_they_are_sent():
+    upstream = SglangUpstream()
+    async with connected(upstream) as engine:
+        for token_ids in ((5, 512), (-1,)):
+            refused = f"token id {token_ids[-1]} is out of vocabulary: the model knows 0 to 511"
+            with pytest.raises(RequestRefusedError, match=refused):
+                await answer(engine, replace(request(), prompt_token_ids=token_ids))
+            with pytest.raises(RequestRefusedError, match=refused):
+                await engine.score(token_ids)
+        assert upstream.requests == []
+        assert tokens(await answer(engine, replace(request(), prompt_token_ids=(5, 511)))) == upstream.tokens
+
+
 async def test_a_server_is_not_blamed_for_an_answer_that_fails_under_a_grammar(make_upstream):
     upstream = make_upstream(faults=deque(["error_event", "error_event"]))
     async with connected(upstream) as engine:
