@@ -7,6 +7,7 @@ from trillion_model.errors import TrillionError
 from trillion_serve.cli.chat import chat
 from trillion_serve.cli.demo import demo
 from trillion_serve.cli.keys import app as keys
+from trillion_serve.cli.plan import plan
 from trillion_serve.cli.serve import serve
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(chat)
 app.command()(demo)
+app.command()(plan)
 app.add_typer(keys, name="keys")
 
 

@@ -35,7 +35,7 @@ def url(tokenizer_dir: Path) -> Iterator[str]:
     assert time.monotonic() - began < 5
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["chat"]])
+@pytest.mark.parametrize("command", [[], ["serve"], ["chat"], ["plan"]])
 def test_every_command_has_help_with_an_example(command: list[str]) -> None:
     shown = run(*command, "--help")
     assert shown.returncode == 0
@@ -79,6 +79,7 @@ def test_chat_through_a_pipe(url: str) -> None:
         (["serve", "vaetki-7b-a1b"], "a preset, which has no weights"),
         (["serve", "."], "without config.json"),
         (["chat"], "name either a MODEL"),
+        (["plan", "vaetki-100b-a10b", "--memory", "80GiB"], "does not fit"),
         (["chat", "--url", "http://127.0.0.1:9/v1"], "no model answers at"),
     ],
 )
