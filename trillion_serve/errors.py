@@ -5,6 +5,7 @@ ServeError
 ├── ChatError               a chat template or tokenizer cannot do what was asked
 │   └── RenderError         the template refuses these messages
 ├── DemoError               a stage of the demo failed
+├── PlanError               a plan cannot be made, or the model does not fit
 └── EngineError
     ├── EngineStartError    the engine did not start
     ├── EngineUnavailableError the engine cannot be reached, broke off or took too long; another may do better
@@ -34,6 +35,10 @@ class RenderError(ChatError):
 
 class DemoError(ServeError):
     """A stage of the demo failed."""
+
+
+class PlanError(ServeError):
+    """No plan can be made of what was asked for, or the model does not fit."""
 
 
 class EngineError(ServeError):

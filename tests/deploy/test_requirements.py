@@ -44,7 +44,7 @@ def test_both_locks_agree():
 
 
 def test_the_locks_are_sorted():
-    for name in ("cpu", "gateway"):
+    for name in ("cpu", "gateway", "sglang-cpu"):
         assert lines(name) == sorted(lines(name), key=lambda line: line.split("==")[0].lower())
 
 

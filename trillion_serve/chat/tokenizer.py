@@ -21,6 +21,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from trillion_model import register_configurations
 from trillion_model.vaetki import chat_format
 from trillion_serve.errors import ChatError, RenderError
 
@@ -84,6 +85,9 @@ class ChatTokenizer:
         """
         from transformers import AutoTokenizer
 
+        # Transformers looks into the configuration too, and would ask on the terminal whether code that lies beside
+        # it may be run.
+        register_configurations()
         try:
             tokenizer = AutoTokenizer.from_pretrained(model)
         except (OSError, ValueError) as error:

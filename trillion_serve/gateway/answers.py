@@ -89,8 +89,10 @@ def numbered(request: AnswerRequest, count: int) -> list[AnswerRequest]:
     """So many answers to one request: each with an id, and a seed if there is one, of its own."""
 
     def one(index: int) -> AnswerRequest:
-        seed = None if request.sampling.seed is None else request.sampling.seed + index
-        return replace(request, id=f"{request.id}-{index}", sampling=replace(request.sampling, seed=seed))
+        sampling = request.sampling
+        if index and sampling.seed is not None:
+            sampling = replace(sampling, seed=sampling.seed + index)
+        return replace(request, id=f"{request.id}-{index}", sampling=sampling)
 
     return [one(index) for index in range(count)]
 

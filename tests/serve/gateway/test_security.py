@@ -109,7 +109,9 @@ def test_metrics_that_are_not_public_need_any_key(locked: Gateway, headers: dict
     assert (get(locked, "/metrics", headers).status_code != 401) is opens
 
 
-@pytest.mark.parametrize(("secret", "status"), [("wrong", 401), (SECRET, 401), (ADMIN, 404)])
+@pytest.mark.parametrize(
+    ("secret", "status"), [("wrong", 401), (SECRET, 401), (ADMIN, 404)], ids=["wrong", "a user's", "the admin's"]
+)
 def test_user_keys_do_not_open_the_admin_api(locked: Gateway, secret: str, status: int) -> None:
     # This application has no admin API: 404 is what lies behind the door.
     assert get(locked, "/admin/models", bearer(secret)).status_code == status
