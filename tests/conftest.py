@@ -16,6 +16,7 @@ _ENGINES_OF_ITS_OWN = {"plugins", "sglang"}
 _WITH_SERVER = {"deploy"}
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep tests together that share what takes long to make: with several processes, a group runs in one."""
     for item in items:
