@@ -25,7 +25,7 @@ demo: $(READY)
 	$(BIN)/trillion-serve demo $(ARGS)
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 $(ARGS)
 
 # Torchvision cannot be imported beside a CPU build of torch without what is in that folder.
 test-sglang: $(SGLANG_READY)

@@ -12,24 +12,6 @@ if TYPE_CHECKING:
     from support.tiny_engine import TinyEngine
 
 
-_ENGINES_OF_ITS_OWN = {"plugins", "sglang"}
-_WITH_SERVER = {"deploy"}
-
-
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests together that share what takes long to make: with several processes, a group runs in one."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-
-
-def _group(item: pytest.Item) -> str:
-    folder = item.path.parent.name
-    if folder in _WITH_SERVER or "_vllm_server" in getattr(item, "fixturenames", ()):
-        return "vllm server"
-    return folder if folder in _ENGINES_OF_ITS_OWN else item.path.name
-
-
 @pytest.fixture(scope="session")
 def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Our tokenizer: chat and think tokens are control symbols."""
