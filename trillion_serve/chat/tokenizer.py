@@ -147,7 +147,7 @@ class ChatTokenizer:
     def encode(self, rendered: str) -> list[int]:
         """Token ids of what ``apply_template`` gave; control tokens that are whole count as such."""
         named = self._control.sub(lambda match: self._renamed[match[0]], rendered)
-        # Its offsets are not asked for, which is most of what ``encode`` does besides.
+        # Unlike ``encode`` it makes no offsets, which nobody reads.
         (encoding,) = self._encoder.encode_batch_fast([self.mend(named)], add_special_tokens=False)
         return encoding.ids
 

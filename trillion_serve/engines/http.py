@@ -120,7 +120,7 @@ class _Call:
     async def read(self) -> bytes:
         """What has come of the response, as soon as anything has; nothing at its end.
 
-        One alarm watches over all reads of a response: a timeout for each would cost more than the read.
+        One alarm watches over all reads of a response, so that a read costs none of its own.
 
         Raises:
             EngineUnavailableError, EngineError, _Aborted: as ``wait`` does.

@@ -21,18 +21,11 @@ QUERY_BLOCK = 128
 """Queries that attend at once in prefill: bounds a mask at QUERY_BLOCK x (QUERY_BLOCK + visible keys)."""
 
 KEY_CHUNK = 2048
-"""Latents that prefill projects up at once where there is no window.
-
-Measured on one core, 2,048 queries of 12 heads at 16,384 tokens: 1.6 times faster than all at once in float32, 1.9
-times in bfloat16, with under two fifths of the memory.
-"""
+"""Latents that prefill projects up at once where there is no window: bounds the memory of a long context."""
 
 DECODE_TOKENS = 4096
-"""Latents, padding included, that a group of decoding requests gathers at once; a longer request goes alone.
-
-Measured on one core: 64 requests of 64 tokens decode 1.4 times faster than one by one; from 512 tokens a request on
-there is no difference until a group outgrows the processor's cache, which costs up to a third.
-"""
+"""Latents, padding included, that a group of decoding requests gathers at once; a longer request goes alone. Short
+requests gain by company; a group that outgrows the processor's cache loses."""
 
 PIECE_TOKENS = 2048
 """Latents of a request that decodes alone which are attended to at once: in bfloat16 they fit into 2.25 MiB."""
@@ -175,10 +168,9 @@ def decode(
 def _decode_alone(
     q: torch.Tensor, cache: torch.Tensor, slots: torch.Tensor, scale: float, workspace: torch.Tensor
 ) -> torch.Tensor:
-    """One request's query (heads, latent_size), over pieces of its latents that stay in the processor's cache.
+    """One request's query (heads, latent_size), over pieces of its latents: an online softmax.
 
-    The fused kernel gives one query of one "head" to one thread, and reads what was gathered from memory again. Two
-    multiplications a piece use every thread, with the running maximum of an online softmax between them.
+    A piece is small enough to be in the processor's cache still when it is used the second time.
     """
     highest = q.new_full((len(q), 1), -torch.inf, dtype=torch.float32)
     total = torch.zeros_like(highest)
