@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from trillion_model.errors import TrillionError
+from trillion_model.output_files import check_output, write_output
 
 if TYPE_CHECKING:
     from trillion_convert.streaming import Listener, Report
@@ -233,7 +234,9 @@ def verify(
     remote_code: Annotated[
         bool, typer.Option("--remote-code", help="Run hf directories in the modelling code that lies in them.")
     ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the report to this file.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", callback=check_output, help="Also write the report to this file.")
+    ] = None,
 ) -> None:
     """Compare two forms of a model on the same prompts; exit code 1 when they disagree.
 
@@ -248,7 +251,7 @@ def verify(
     with spinner("reading checkpoints") as on_step:
         report = run(Target.parse(a), Target.parse(b), options, on_step)
     if json_file:
-        json_file.write_text(report.to_json() + "\n", encoding="utf-8")
+        write_output(json_file, report.to_json())
     render(report)
     if not report.agree:
         raise typer.Exit(1)
@@ -258,7 +261,9 @@ def verify(
 def inspect(
     model: Annotated[str, typer.Argument(help="Preset name or directory.")],
     diff: Annotated[Path | None, typer.Option(help="Compare with this directory, tensor by tensor.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", callback=check_output, help="Also write the figures to this file.")
+    ] = None,
 ) -> None:
     """Count parameters, bytes and KV cache, or say how two checkpoints differ.
 
@@ -276,14 +281,16 @@ def inspect(
         sizes = inspection.inspect_model(model)
         render, figures = partial(inspection.render, sizes), sizes.to_json()
     if json_file:
-        json_file.write_text(figures + "\n", encoding="utf-8")
+        write_output(json_file, figures)
     render()
 
 
 @app.command()
 def validate(
     path: Annotated[Path, typer.Argument(help="Training checkpoint, Hugging Face or Megatron-Core directory.")],
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the problems to this file.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", callback=check_output, help="Also write the problems to this file.")
+    ] = None,
 ) -> None:
     """Hold a checkpoint's files against each other and list every problem; exit code 1 when there is one.
 
@@ -295,7 +302,7 @@ def validate(
     with byte_bar(f"reading {path.name}") as on_bytes:
         found = survey(path, on_bytes=on_bytes)
     if json_file:
-        json_file.write_text(found.to_json() + "\n", encoding="utf-8")
+        write_output(json_file, found.to_json())
     render(found)
     if found.problems:
         raise typer.Exit(1)

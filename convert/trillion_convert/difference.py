@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 from trillion_convert.checkpoint import Checkpoint, open_checkpoint
 from trillion_convert.conversion import PublishedReader
+from trillion_convert.errors import ConvertError
 from trillion_convert.quantize.plain import PlainTensors
+from trillion_model import presets
 from trillion_model.layout import Shape
 from trillion_model.sizes import part_of
 
@@ -108,7 +110,11 @@ def compare(a: Path, b: Path, on_tensor: Callable[[str], None] = lambda name: No
     Raises:
         CheckpointError: one of them does not fit its configuration.
         ConfigError: a configuration is wrong.
+        ConvertError: one of them is a preset.
     """
+    for path in (a, b):
+        if str(path) in presets.names() and not path.is_dir():
+            raise ConvertError(f"{path} is a preset, which has no weights to compare; give two directories")
     first, second = _Published(open_checkpoint(a)), _Published(open_checkpoint(b))
     shared = [name for name in first.shapes if name in second.shapes]
     shapes = {name: (first.shapes[name], second.shapes[name]) for name in shared}
@@ -246,22 +252,24 @@ def render(difference: Difference) -> None:
     console = Console()
     for side, names in ((difference.a, difference.only_in_a), (difference.b, difference.only_in_b)):
         for name in names[:_SHOWN]:
-            console.print(f"only in {side}: {name}")
+            console.print(f"only in {side}: {name}", soft_wrap=True, markup=False)
         if len(names) > _SHOWN:
-            console.print(f"only in {side}: {len(names) - _SHOWN} more")
+            console.print(f"only in {side}: {len(names) - _SHOWN} more", soft_wrap=True, markup=False)
     for name, (first, second) in list(difference.shapes.items())[:_SHOWN]:
-        console.print(f"{name}: shape {first} and {second}")
+        console.print(f"{name}: shape {first} and {second}", soft_wrap=True, markup=False)
     if difference.equal:
         console.print(f"{len(difference.tensors)} tensors, all equal")
         return
-    parts = Table("part", title=f"{difference.a} and {difference.b}", title_justify="left")
+    parts = Table(title=f"{difference.a} and {difference.b}", title_justify="left")
+    parts.add_column("part", overflow="fold")
     for heading in ("tensors", "equal", "largest", "relative"):
-        parts.add_column(heading, justify="right")
+        parts.add_column(heading, justify="right", overflow="fold")
     for part in difference.parts:
         parts.add_row(part.part, str(part.tensors), str(part.equal), f"{part.largest:.3g}", f"{part.relative:.3g}")
-    tensors = Table("tensor")
+    tensors = Table()
+    tensors.add_column("tensor", overflow="fold")
     for heading in ("dtypes", "largest", "relative", "cosine"):
-        tensors.add_column(heading, justify="right")
+        tensors.add_column(heading, justify="right", overflow="fold")
     for tensor in [tensor for tensor in difference.tensors if not tensor.equal][:_SHOWN]:
         cosine = "" if tensor.cosine is None else f"{tensor.cosine:.6f}"
         dtypes = " / ".join(dict.fromkeys(tensor.dtypes))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from trillion_convert.checkpoint import Form, open_checkpoint
+from trillion_convert.checkpoint import Form, find, open_checkpoint
 from trillion_convert.conversion import PublishedReader, outputs
 from trillion_convert.dtypes import commonest, published_dtypes
 from trillion_convert.errors import ConvertError
@@ -101,6 +101,8 @@ def convert(
     Other arguments are as for :func:`export`.
     """
     source_form, target_form = forms
+    if source_form is Form.TRAIN:
+        _check_trained(source)
     checkpoint = open_checkpoint(source, source_form)
     if checkpoint.recipe is not None:
         raise ConvertError(f"{checkpoint.directory} is quantised; {command} the checkpoint that it was made of")
@@ -118,4 +120,17 @@ def convert(
         max_shard_size=max_shard_size,
         force=force,
         listener=listener,
+    )
+
+
+def _check_trained(source: Path) -> None:
+    """Refuse a directory that is in another form than a training checkpoint's."""
+    if find(source)[1] is Form.TRAIN:
+        return
+    form = open_checkpoint(source).form
+    rewrite = f"trillion-convert import {source} TARGET --from {form} --to {Form.HF}"
+    what = f"is in {Form.HF} form already" if form is Form.HF else f"is in {form} form"
+    raise ConvertError(
+        f"{source} {what}, and not a training checkpoint (it has no trainer.json); to write it anew, in another dtype "
+        f"or shards of another size: {rewrite}"
     )

@@ -97,9 +97,10 @@ def render(inspection: Inspection) -> None:
     from rich.table import Table
 
     total, active = inspection.parameters.total, inspection.parameters.active
-    parts = Table("part", title=f"{inspection.model} ({inspection.model_type})", title_justify="left")
+    parts = Table(title=f"{inspection.model} ({inspection.model_type})", title_justify="left")
+    parts.add_column("part", overflow="fold")
     for heading in ("parameters", "active"):
-        parts.add_column(heading, justify="right")
+        parts.add_column(heading, justify="right", overflow="fold")
     for part, count in total.items():
         parts.add_row(part, f"{count:,}", f"{active[part]:,}")
     parts.add_section()
@@ -108,9 +109,9 @@ def render(inspection: Inspection) -> None:
 
     cache = inspection.cache
     memory = Table()
-    memory.add_column("bytes", no_wrap=True)
-    for heading in ("float32", "bfloat16 or float16"):
-        memory.add_column(heading, justify="right")
+    memory.add_column("bytes", overflow="fold")
+    for heading in ("float32", "bfloat16\nor float16"):
+        memory.add_column(heading, justify="right", overflow="fold")
     rows = {"weights": [sum(total.values()) * BYTES[dtype] for dtype in _SHOWN]}
     for part, label in {
         "layer": "KV, a token and layer",
@@ -134,9 +135,10 @@ def render(inspection: Inspection) -> None:
 def _stored_table(stored: dict[str, int], parts: dict[str, dict[str, int]]) -> "Table":
     from rich.table import Table
 
-    table = Table("bytes on disk")
+    table = Table()
+    table.add_column("bytes on disk", overflow="fold")
     for dtype in stored:
-        table.add_column(dtype, justify="right")
+        table.add_column(dtype, justify="right", overflow="fold")
     for part, sizes in {**parts, "all": stored}.items():
         table.add_row(
             part, *(f"{sizes[dtype]:,}" if dtype in sizes else "" for dtype in stored), end_section=part == [*parts][-1]

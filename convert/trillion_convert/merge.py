@@ -115,7 +115,7 @@ def _check_same_model(first: Checkpoint, other: Checkpoint) -> None:
     if other.recipe is not None:
         raise ConvertError(f"{other.directory} is quantised; merge the checkpoints that it was made of")
     ours, theirs = (_meaning(checkpoint.architecture.config) for checkpoint in (first, other))
-    for field in sorted(ours.keys() | theirs.keys()):
+    for field in sorted(ours.keys() | theirs.keys(), key=lambda name: (name != "model_type", name)):
         if ours.get(field) != theirs.get(field):
             raise ConvertError(
                 f"{field} is {ours.get(field)!r} in {first.directory} and {theirs.get(field)!r} in {other.directory}; "

@@ -1,9 +1,8 @@
 """The README.md of an exported model."""
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from trillion_model.architecture import family
+from trillion_model.architecture import chat_format
 from trillion_model.sizes import KvCache, Parameters, kv_cache
 
 if TYPE_CHECKING:
@@ -119,9 +118,7 @@ def _reach(cache: KvCache) -> str:
 
 def _thinking(config: "PreTrainedConfig") -> str:
     """What the family's chat format says of thinking: nothing where it has none."""
-    if find_spec(f"{type(config).__module__.rpartition('.')[0]}.chat_format") is None:
+    tokens = chat_format(config)
+    if tokens is None or not hasattr(tokens, "THINK_END"):
         return ""
-    chat_format = family(config, "chat_format")
-    if not hasattr(chat_format, "THINK_END"):
-        return ""
-    return _THINKING.format(start=chat_format.THINK_START, end=chat_format.THINK_END)
+    return _THINKING.format(start=tokens.THINK_START, end=tokens.THINK_END)

@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from trillion_convert.checkpoint import Checkpoint
 from trillion_convert.forms import FORMS, Form
 from trillion_convert.remote_code import write_remote_code
 from trillion_convert.tokenizer import copy_tokenizer
-from trillion_model.architecture import family, is_ours
+from trillion_model.architecture import chat_format
 from trillion_model.sizes import count_parameters
 
 if TYPE_CHECKING:
@@ -59,8 +58,9 @@ class SmallFiles:
 
     def _write_published(self, folder: Path) -> None:
         """Ours come after the tokenizer's, so that they win."""
-        if self.tokenizer.chat_template is None and (template := _template(self.architecture.config)) is not None:
-            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        ours = chat_format(self.architecture.config)
+        if self.tokenizer.chat_template is None and ours is not None:
+            (folder / "chat_template.jinja").write_text(ours.chat_template(), encoding="utf-8")
         config = self._config()
         if self.remote_code:
             config.auto_map = write_remote_code(self.architecture, folder)
@@ -96,10 +96,3 @@ class SmallFiles:
         # Names files that are beside the source, which the target has only where they are bundled anew.
         config.__dict__.pop("auto_map", None)
         return config
-
-
-def _template(config: "PreTrainedConfig") -> str | None:
-    """The family's own chat template; None where it has none, as families whose releases have none do."""
-    if not is_ours(type(config)) or find_spec(f"{type(config).__module__.rpartition('.')[0]}.chat_format") is None:
-        return None
-    return family(config, "chat_format").chat_template()

@@ -4,8 +4,8 @@
                            journal.jsonl  which files are finished
                            files/         what becomes models/vaetki
 
-A run that fails takes the temporary directory with it. One that is killed or interrupted, or whose disk fails, leaves
-it, and the same command run again goes on from there.
+A run that fails takes the temporary directory with it. One that is killed or interrupted, or whose disk fails or is
+full, leaves it, and the same command run again goes on from there.
 """
 
 import fcntl
@@ -68,7 +68,7 @@ def staged_directory(target: Path, *, sources: Sequence[Path], needed: int, forc
                 _check_room(target, needed - sum(entry.size for entry in journal.finished.values()))
                 yield Stage(folder, journal, note)
                 _move_into_place(folder, target)
-            except OSError:
+            except (OSError, TargetError):  # of the disk: what is finished is still good
                 raise
             except Exception:
                 journal.finished.clear()

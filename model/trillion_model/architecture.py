@@ -6,6 +6,7 @@ Trillion-7B-preview is one), its layout is the list of its tensors.
 
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,18 @@ class Architecture:
 
 def family(config: "PreTrainedConfig", module: str) -> ModuleType:
     """A module of the family's folder, which is where its configuration class lives."""
-    return import_module(f"{type(config).__module__.rpartition('.')[0]}.{module}")
+    return import_module(_member(config, module))
+
+
+def chat_format(config: "PreTrainedConfig") -> ModuleType | None:
+    """The family's chat format; None where it has none, as one whose tokenizer we do not train."""
+    if not is_ours(type(config)) or find_spec(_member(config, "chat_format")) is None:
+        return None
+    return family(config, "chat_format")
+
+
+def _member(config: "PreTrainedConfig", module: str) -> str:
+    return f"{type(config).__module__.rpartition('.')[0]}.{module}"
 
 
 def is_ours(config_class: type) -> bool:

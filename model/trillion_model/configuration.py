@@ -5,6 +5,7 @@ what only it can know: other spellings in :meth:`FamilyConfig._read_spellings`, 
 :meth:`FamilyConfig._check`.
 """
 
+import math
 from typing import Any, ClassVar, Self, get_origin
 
 from transformers import PreTrainedConfig
@@ -18,6 +19,7 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 _SCALING_NUMBERS = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow")
 _SCALING_MAGNITUDES = ("mscale", "mscale_all_dim")
+_SCALING_NOT_READ = ("attention_factor", "truncate")
 
 
 class FamilyConfig(PreTrainedConfig):
@@ -139,6 +141,30 @@ class FamilyConfig(PreTrainedConfig):
             if layer_type not in (LOCAL, GLOBAL):
                 raise ConfigError(f"layer_types[{i}]", layer_type, f"{LOCAL!r} or {GLOBAL!r}")
 
+    def _check_gate_and_head(self) -> None:
+        """SwiGLU and a head of its own are all that the modules have."""
+        if self.tie_word_embeddings:
+            raise ConfigError("tie_word_embeddings", True, f"false: {self.family_name} has a head of its own")
+        if self.hidden_act != "silu":
+            raise ConfigError("hidden_act", self.hidden_act, "'silu'")
+
+    def _check_grouped_heads(self) -> None:
+        """Check heads, for families whose query heads share keys and values, and turn all of a head by RoPE."""
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                "num_key_value_heads",
+                self.num_key_value_heads,
+                f"a divisor of num_attention_heads ({self.num_attention_heads})",
+            )
+        if self.head_dim % 2:
+            raise ConfigError("head_dim", self.head_dim, "even: RoPE turns pairs")
+
+    def _check_dense_layers(self) -> None:
+        """Check ``first_k_dense_replace``, for families whose other layers have experts."""
+        dense = self.first_k_dense_replace
+        if not is_integer(dense) or not 0 <= dense <= self.num_hidden_layers:
+            raise ConfigError("first_k_dense_replace", dense, f"from 0 to num_hidden_layers ({self.num_hidden_layers})")
+
     def _check_rope_scaling(self) -> None:
         """Check ``rope_scaling``, for families that may have it: null, or linear or YaRN parameters."""
         scaling = self.rope_scaling
@@ -149,14 +175,7 @@ class FamilyConfig(PreTrainedConfig):
         kind = scaling.get("rope_type", scaling.get("type"))
         if kind not in ("linear", "yarn"):
             raise ConfigError("rope_scaling.rope_type", kind, "'linear' or 'yarn'")
-        if "factor" not in scaling:
-            raise ConfigError("rope_scaling.factor", None, "a number above 0")
-        for field in _SCALING_NUMBERS:
-            if field in scaling and not (is_number(scaling[field]) and scaling[field] > 0):
-                raise ConfigError(f"rope_scaling.{field}", scaling[field], "a number above 0")
-        for field in _SCALING_MAGNITUDES:
-            if field in scaling and not (is_number(scaling[field]) and scaling[field] >= 0):
-                raise ConfigError(f"rope_scaling.{field}", scaling[field], "a number of 0 or more")
+        check_scaling("rope_scaling", scaling)
 
     def _check_token_ids(self) -> None:
         for field in TOKEN_IDS:
@@ -167,6 +186,29 @@ class FamilyConfig(PreTrainedConfig):
             for token_id in ids:
                 if not is_integer(token_id) or not 0 <= token_id < self.vocab_size:
                     raise ConfigError(field, value, f"null or from 0 to vocab_size - 1 ({self.vocab_size - 1})")
+
+
+def check_scaling(field: str, scaling: dict[str, Any]) -> None:
+    """Check the numbers of linear or YaRN parameters.
+
+    Args:
+        field: where ``scaling`` stands in the configuration.
+        scaling: the parameters.
+
+    Raises:
+        ConfigError: one is wrong, or is one that engines would not follow.
+    """
+    if "factor" not in scaling:
+        raise ConfigError(f"{field}.factor", None, "a number above 0")
+    for name in _SCALING_NUMBERS:
+        if name in scaling and not (is_number(scaling[name]) and scaling[name] > 0):
+            raise ConfigError(f"{field}.{name}", scaling[name], "a number above 0")
+    for name in _SCALING_MAGNITUDES:
+        if name in scaling and not (is_number(scaling[name]) and scaling[name] >= 0):
+            raise ConfigError(f"{field}.{name}", scaling[name], "a number of 0 or more")
+    for name in _SCALING_NOT_READ:
+        if scaling.get(name) is not None:
+            raise ConfigError(f"{field}.{name}", scaling[name], "left out: it follows from the other parameters")
 
 
 def is_integer(value: object) -> bool:
@@ -180,5 +222,5 @@ def is_positive_integer(value: object) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether ``value`` is a number, which true, false and NaN are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    """Whether ``value`` is a finite number, which true, false and NaN are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

@@ -3,7 +3,8 @@
 TrillionError
 ├── ConfigError (also ValueError)      a field of a model configuration is wrong
 ├── PresetError (also KeyError)        there is no preset of that name
-└── CheckpointError                    a checkpoint's tensors or files are wrong
+├── CheckpointError                    a checkpoint's tensors or files are wrong
+└── OutputError                        a file cannot be written where it was asked for
 """
 
 
@@ -36,3 +37,7 @@ class PresetError(TrillionError, KeyError):
 
 class CheckpointError(TrillionError):
     """A checkpoint does not hold the tensors that its configuration calls for."""
+
+
+class OutputError(TrillionError):
+    """A file cannot be written where it was asked for."""

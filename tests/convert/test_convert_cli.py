@@ -120,6 +120,13 @@ def test_inspect_prints_and_writes_the_counts(monkeypatch, capsys, tmp_path):
     assert json.loads((tmp_path / "sizes.json").read_text())["total"] == 7_250_296_320
 
 
+@pytest.mark.parametrize("command", [["verify", "a", "b"], ["inspect", "vaetki-nano"], ["validate", "a"]], ids=str)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(monkeypatch, capsys, tmp_path, command):
+    code, out, err = run(monkeypatch, capsys, *command, "--json", tmp_path / "nowhere" / "figures.json")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"trillion-convert: {tmp_path}/nowhere/figures.json cannot be written: there is no directory")
+
+
 def test_validate_says_what_it_held_together(monkeypatch, capsys, exported):
     code, out, _ = run(monkeypatch, capsys, "validate", exported)
     assert (code, out) == (0, f"{exported}: 179 tensors fit the configuration (hf form)\n")

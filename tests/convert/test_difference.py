@@ -3,13 +3,16 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from support.folded import unfolded
 from trillion_convert.cli import app
-from trillion_convert.difference import compare
+from trillion_convert.difference import compare, render
+from trillion_convert.errors import ConvertError
 from trillion_convert.export import export
 from trillion_convert.forms import Form
 from trillion_convert.quantize.directory import quantize
@@ -112,11 +115,26 @@ def test_the_command_prints_and_writes_the_furthest_first(exported, other, tmp_p
     change(other, **{QUERY: lambda t: t * 1.5})
     arguments = ["inspect", str(exported), "--diff", str(other), "--json", str(tmp_path / "diff.json")]
     result = CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments)
-    assert result.exit_code == 0
+    assert result.exit_code == 0, result.output
     assert QUERY in result.output and EXPERT not in result.output
     figures = json.loads((tmp_path / "diff.json").read_text())
     assert figures["tensors"][0]["name"] == QUERY and figures["parts"][0]["part"] == "attention"
     assert figures["equal"] is False
+
+
+def test_no_name_is_cut_where_lines_are_short(exported, other, monkeypatch, capsys):
+    change(other, **{EXPERT: lambda t: t * 1.5})
+    monkeypatch.setenv("COLUMNS", "80")
+    render(compare(exported, other))
+    out = capsys.readouterr().out
+    assert EXPERT in unfolded(out) and "…" not in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_presets_have_no_weights_to_compare(exported):
+    for pair in (("vaetki-nano", "vaetki-nano"), (exported, "vaetki-nano")):
+        with pytest.raises(ConvertError, match="vaetki-nano is a preset, which has no weights to compare"):
+            compare(*map(Path, pair))
 
 
 def test_a_damaged_side_is_refused(exported, other):

@@ -8,12 +8,20 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import trillion_model
 from support.tiny_vaetki import published_weights
 from trillion_convert.errors import ConvertError, TargetError
-from trillion_convert.export import export
+from trillion_convert.export import export, import_checkpoint
+from trillion_convert.forms import Form
 from trillion_convert.staging import staged_directory
 from trillion_convert.streaming import Listener
 from trillion_convert.tensor_files import TensorFiles
@@ -129,6 +137,23 @@ def test_a_tokenizer_without_a_template_gets_ours(trained, tmp_path):
     (tmp_path / "in" / "tokenizer" / "chat_template.jinja").unlink()
     export(tmp_path / "in", tmp_path / "out")
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == chat_format.chat_template()
+
+
+@pytest.mark.parametrize("to", [Form.HF, Form.MEGATRON])
+def test_what_is_exported_already_is_told_how_to_be_written_anew(trained, tmp_path, to):
+    export(trained, tmp_path / "first", to=to)
+    match = rf"first is in {to} form.* not a training checkpoint .*import .*first TARGET --from {to} --to hf$"
+    with pytest.raises(ConvertError, match=match):
+        export(tmp_path / "first", tmp_path / "second")
+    import_checkpoint(tmp_path / "first", tmp_path / "second", source_form=to, to=Form.HF, dtype="bfloat16")
+    assert {info.dtype for info in TensorFiles(tmp_path / "second").values()} == {"bfloat16"}
+
+
+def test_a_llama_is_published_already(tmp_path):
+    config = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    with pytest.raises(ConvertError, match="llama is in hf form already, and not a training checkpoint"):
+        export(tmp_path / "llama", tmp_path / "out")
 
 
 def test_progress_ends_at_the_total(trained, tmp_path):

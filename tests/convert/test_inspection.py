@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from trillion_convert.inspection import inspect_model
+from trillion_convert.inspection import inspect_model, render
 from trillion_model import presets
 from trillion_model.errors import PresetError
 from trillion_model.sizes import KvCache
@@ -69,6 +69,19 @@ def test_a_directory_has_the_sizes_of_its_model(trained, exported, model):
         assert found["total"] == count
         assert found["stored"] == {"float32": 4 * count}
     assert figures("vaetki-nano")["stored"] is None
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_no_figure_is_cut_where_lines_are_short(name, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    found = inspect_model(name)
+    render(found)
+    out = capsys.readouterr().out
+    request = found.cache.bytes_per_request("float32", found.context)
+    for count in (*found.parameters.total.values(), 4 * sum(found.parameters.total.values()), request):
+        assert f"{count:,} " in out
+    assert f"KV, a request of {found.context:,} tokens" in out and "…" not in out
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_neither_preset_nor_directory():

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from support.tiny_vaetki import tiny_model
 from support.training_checkpoint import write_training_checkpoint
@@ -108,6 +109,15 @@ def test_another_architecture_is_refused_by_name(trained, tokenizer, tmp_path, c
     with pytest.raises(ConvertError, match=match):
         merge([trained, tmp_path / "other"], tmp_path / "soup")
     assert not (tmp_path / "soup").exists()
+
+
+def test_another_family_is_refused_by_its_name(exported, tmp_path, tokenizer):
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=1)
+    ).save_pretrained(tmp_path / "llama")
+    tokenizer.save_pretrained(tmp_path / "llama")
+    with pytest.raises(ConvertError, match=r"model_type is 'vaetki' in .* and 'llama' in .*; only checkpoints of one"):
+        merge([exported, tmp_path / "llama"], tmp_path / "soup")
 
 
 def test_another_vocabulary_is_refused_by_token(trained, model, tmp_path):

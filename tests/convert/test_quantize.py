@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from trillion_convert.checkpoint import open_checkpoint
 from trillion_convert.cli import main
-from trillion_convert.errors import ConvertError, PromptError
+from trillion_convert.errors import ConvertError, PromptError, TargetError
+from trillion_convert.quantize import directory as quantize_directory
 from trillion_convert.quantize.directory import quantize
 from trillion_convert.quantize.loss import read_pieces
 from trillion_convert.quantize.plain import PlainTensors
 from trillion_convert.quantize.recipe import Recipe, Scheme, is_quantized
-from trillion_convert.quantize.weights import dequantize_weight, quantize_weight, relative_error
+from trillion_convert.quantize.weights import dequantize_weight, quantize_stored, quantize_weight, relative_error
 from trillion_convert.verify.forms import RunForm, Target
 from trillion_convert.verify.run import VerifyOptions, verify
 from trillion_model import presets
@@ -97,6 +98,18 @@ def test_what_is_stored_is_what_was_announced(recipe, exported):
     }
 
 
+@pytest.mark.parametrize("block", [1, 3 * 96, 2**22], ids=["a row at a time", "three rows", "whole"])
+@pytest.mark.parametrize("recipe", RECIPES, ids=[recipe.scheme for recipe in RECIPES])
+def test_blocks_of_rows_make_what_the_whole_weight_makes(recipe, exported, block):
+    tensors = open_checkpoint(exported).tensors
+    weight = tensors.read(NAME)  # (64, 96)
+    parts, error = quantize_stored(tensors, NAME, recipe, block)
+    whole = quantize_weight(NAME, weight, recipe)
+    assert parts.keys() == whole.keys()
+    assert all(torch.equal(parts[name].view(torch.uint8), part.view(torch.uint8)) for name, part in whole.items())
+    assert error == pytest.approx(relative_error(weight, dequantize_weight(NAME, whole, recipe)), rel=1e-4)
+
+
 def test_router_norms_embeddings_head_and_what_attention_absorbs_are_kept(model):
     kept = {
         name.replace("layers.1.", "layers.N.")
@@ -158,6 +171,15 @@ def test_the_loss_is_the_models_own(exported, tmp_path):
         assert loss.total == pytest.approx(total, rel=1e-5)
         assert loss.perplexity == pytest.approx(math.exp(total / loss.tokens), rel=1e-4)
     assert report.before != report.after
+
+
+def test_a_target_in_use_is_refused_before_a_loss_is_measured(exported, tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text("347 < 358")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    monkeypatch.setattr(quantize_directory, "_loss", lambda *arguments: pytest.fail("the model was loaded"))
+    with pytest.raises(TargetError, match="is not empty"):
+        quantize(exported, tmp_path / "out", Recipe(Scheme.INT8_W8A8), text=tmp_path / "text.txt")
 
 
 def test_a_quantised_directory_is_near_its_original_and_a_wrong_scale_is_not(quantised, exported, tmp_path):

@@ -137,6 +137,20 @@ def test_an_interrupted_run_goes_on(trained, whole, interrupted):
     assert contents(interrupted / "model") == contents(whole)
 
 
+def test_room_is_asked_for_what_is_left_only(trained, whole, interrupted, monkeypatch):
+    _, *lines = (interrupted / ".model.partial" / "journal.jsonl").read_text().splitlines()
+    finished = sum(json.loads(line)["size"] for line in lines)
+    left = 3_211_392 - finished + 64 * 2**20  # and for small files
+    room = shutil.disk_usage(interrupted)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: room._replace(free=left - 200_000))
+    with pytest.raises(TargetError, match="make room or write elsewhere"):
+        export(trained, interrupted / "model", max_shard_size=SHARDS)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: room._replace(free=left))
+    (note,) = notes_of(trained, interrupted / "model", max_shard_size=SHARDS)
+    assert note.startswith("going on after ")
+    assert contents(interrupted / "model") == contents(whole)
+
+
 def test_other_options_start_anew(trained, interrupted):
     notes = notes_of(trained, interrupted / "model", max_shard_size=SHARDS, dtype="bfloat16")
     assert notes == ["an earlier run had other inputs or options: starting anew"]

@@ -1,9 +1,12 @@
 """The engine under every conversion: memory that does not grow with the checkpoint, checks, manifest, budget."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import threading
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from trillion_convert.errors import TargetError
 from trillion_convert.manifest import MANIFEST, check_manifest, digest_file
 from trillion_convert.streaming import BUDGET, PIECE, Budget, Conversion, Output, computed, stream
 from trillion_convert.tensor_files import TensorFiles, TensorInfo
+from trillion_model.architecture import Architecture, read_config
 from trillion_model.errors import CheckpointError
 
 MEMORY = """
@@ -56,18 +60,26 @@ def write(target: Path, outputs: dict[str, Output], **options) -> dict[str, torc
     return {name: t for file in sorted(target.glob("*.safetensors")) for name, t in load_file(file).items()}
 
 
-def test_memory_does_not_grow_with_the_checkpoint(tmp_path):
-    """300 MB of zeros, which take no room in a sparse file, pass through a process that may keep a tenth of them."""
-    header = {"small": (1, 0), "large": (25_000_000, 4), **{f"t{i}": (10_000_000, 4) for i in range(5)}}
+def write_zeros(path: Path, tensors: dict[str, tuple[str, int, tuple[int, ...]]]) -> int:
+    """Write tensors of zeros, given by dtype, bytes of a number and shape, into a sparse file; returns their bytes."""
     fields, end = {}, 0
-    for name, (numbers, _) in header.items():
-        fields[name] = {"dtype": "F32", "shape": [numbers], "data_offsets": [end, end + 4 * numbers]}
-        end += 4 * numbers
+    for name, (dtype, size, shape) in tensors.items():
+        begin, end = end, end + size * prod(shape)
+        fields[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
     encoded = json.dumps(fields).encode()
-    (tmp_path / "in").mkdir()
-    with (tmp_path / "in" / "model.safetensors").open("wb") as file:
+    with path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         file.truncate(8 + len(encoded) + end)
+    return end
+
+
+def test_memory_does_not_grow_with_the_checkpoint(tmp_path):
+    """300 MB of zeros, which take no room in a sparse file, pass through a process that may keep a tenth of them."""
+    shapes = {"small": (1,), "large": (25_000_000,), **{f"t{i}": (10_000_000,) for i in range(5)}}
+    (tmp_path / "in").mkdir()
+    end = write_zeros(
+        tmp_path / "in" / "model.safetensors", {name: ("F32", 4, shape) for name, shape in shapes.items()}
+    )
     result = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path / "in"), str(tmp_path / "out"), "float16"],
         capture_output=True,
@@ -76,6 +88,48 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path):
     )
     assert int(result.stdout) * 1024 < end // 8
     assert sum(info.nbytes for info in TensorFiles(tmp_path / "out").values()) == end // 2
+
+
+QUANTISED = """
+import resource, sys
+from pathlib import Path
+from trillion_convert.quantize.directory import quantize
+from trillion_convert.quantize.recipe import Recipe, Scheme
+
+source, target = Path(sys.argv[1]), Path(sys.argv[2])
+quantize(Path(sys.argv[3]), target.with_name("first"), Recipe(Scheme.INT8_W8A8))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+quantize(source, target, Recipe(Scheme.INT8_W8A8))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+WIDE = {
+    "vocab_size": 4096,
+    "hidden_size": 2048,
+    "intermediate_size": 16_384,
+    "num_hidden_layers": 1,
+    "layer_types": None,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 32,
+    "dtype": "bfloat16",
+}
+
+
+def test_memory_does_not_grow_with_a_checkpoint_that_is_quantised(exported, tmp_path):
+    """250 MB of zeros, a third of which are embeddings, that are kept."""
+    source = shutil.copytree(exported, tmp_path / "in")
+    (source / MANIFEST).unlink()
+    (source / "config.json").write_text(json.dumps(json.loads((source / "config.json").read_text()) | WIDE))
+    shapes = Architecture.of(read_config(source)).published_shapes()
+    nbytes = write_zeros(source / "model.safetensors", {name: ("BF16", 2, shape) for name, shape in shapes.items()})
+    result = subprocess.run(
+        [sys.executable, "-c", QUANTISED, str(source), str(tmp_path / "out"), str(exported)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(result.stdout) * 1024 < nbytes // 2
 
 
 def test_pieces_of_any_size_are_one_tensor(tmp_path):
@@ -143,6 +197,21 @@ def test_an_error_in_one_file_ends_the_others(tmp_path):
     with pytest.raises(RuntimeError, match="the disk of the source is gone"):
         write(tmp_path / "out", outputs, max_shard_size="4KB")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
+def test_files_are_written_side_by_side(tmp_path):
+    """Each of two files waits, half written, until the other is so far."""
+    meeting = threading.Barrier(2, timeout=10)
+
+    def pieces():
+        yield torch.zeros(500)
+        meeting.wait()
+        yield torch.ones(500)
+
+    outputs = {name: Output(TensorInfo((1000,), "float32"), pieces) for name in "ab"}
+    written = write(tmp_path / "out", outputs, max_shard_size="4KB")
+    assert [tensor.sum() for tensor in written.values()] == [500, 500]
 
 
 def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path):

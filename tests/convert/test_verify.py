@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from support.folded import unfolded
 from trillion_convert.cli import main
 from trillion_convert.errors import PromptError, RunError
 from trillion_convert.export import export
-from trillion_convert.verify.compare import Report, compare, record
+from trillion_convert.verify.compare import PromptResult, Report, compare, record
 from trillion_convert.verify.forms import RunForm, Target
 from trillion_convert.verify.prompts import Prompt, collect, read_prompts
-from trillion_convert.verify.run import VerifyOptions, verify
+from trillion_convert.verify.run import VerifyOptions, render, verify
 from trillion_convert.verify.runner import Continuation, Request
 
 FEW = VerifyOptions(max_tokens=8)
@@ -234,3 +235,14 @@ def test_a_bfloat16_export_is_near_its_float32_model(trained, tmp_path):
     options = VerifyOptions(max_tokens=4, tolerance=0.5)
     outcome = verify(Target(RunForm.TRAIN, trained), Target(RunForm.HF, tmp_path / "half"), options)
     assert outcome.max_logprob_difference > 0
+
+
+def test_no_figure_is_cut_where_lines_are_short(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "held-out problems in Korean, number 1234567"
+    result = PromptResult(name, 131_072, 131_072, None, tuple(range(1000)), 1.3e-05, 3.8e-06, 262_143)
+    render(Report("train:runs/sft", "hf:models/my-vaetki", "float32", 1e-4, (result,)))
+    out = capsys.readouterr().out
+    for figure in ("131072", "1.3e-05", "3.8e-06", "262143"):
+        assert figure in unfolded(out)
+    assert "…" not in out and max(map(len, out.splitlines()[:-1])) <= 80

@@ -1,11 +1,15 @@
-"""Architectures of Transformers' own, as Trillion-7B-preview's: known where modules are published as they stand."""
+"""What a configuration calls for: a family's chat format; and architectures of Transformers' own.
+
+Trillion-7B-preview's is such a one: known where modules are published as they stand.
+"""
 
 import json
 
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig
 
-from trillion_model.architecture import Architecture, read_config
+from trillion_model import presets
+from trillion_model.architecture import Architecture, chat_format, read_config
 from trillion_model.errors import CheckpointError
 
 SHAPE = {
@@ -40,3 +44,15 @@ def test_a_model_that_continues_no_text_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
     with pytest.raises(CheckpointError, match="'clip', which is no family of trillion_model"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(("preset", "thinks"), [("vaetki-nano", True), ("trillion-nano", False)])
+def test_a_family_whose_tokenizer_we_train_has_a_chat_format(preset, thinks):
+    tokens = chat_format(presets.get(preset))
+    assert tokens.EOS in tokens.chat_template()
+    assert hasattr(tokens, "THINK_END") is thinks
+
+
+def test_other_families_and_transformers_own_have_none():
+    assert chat_format(presets.get("gravity-16b")) is None
+    assert chat_format(LlamaConfig(**SHAPE)) is None

@@ -32,6 +32,7 @@ WRONG = [
     ("hidden_act", "gelu", "'silu'"),
     ("rms_norm_eps", 0, "a number above 0"),
     ("initializer_range", float("nan"), "a number above 0"),
+    ("initializer_range", float("inf"), "a number above 0"),
     ("sliding_window", 0, "a whole number above 0"),
     ("rope_theta", -1.0, "a number above 0"),
     ("rope_theta_global", "1e6", "a number above 0"),
@@ -47,6 +48,10 @@ WRONG = [
     ("output_router_logits", None, "true or false"),
     ("layer_types", ["full_attention"], "a list of num_hidden_layers (7) names"),
     ("rope_scaling", 8.0, "null or an object with a rope_type"),
+    ("rope_parameters", 8.0, "null, an object, or an object for sliding_attention and full_attention each"),
+    ("rope_parameters", {"full_attention": 8.0}, "an object for sliding_attention and full_attention each"),
+    ("rope_parameters", {"full_attention": {}, "factor": 8.0}, "an object for sliding_attention and full_attention"),
+    ("rope_parameters", {"sliding_attention": {"rope_type": "linear", "factor": 8.0}}, "'default' for local layers"),
     # Fields of other architectures' files, which VAETKI has only one meaning for.
     ("scoring_func", "softmax", "'sigmoid'"),
     ("n_group", 8, "VAETKI has no other form"),
@@ -76,7 +81,9 @@ def test_every_architecture_field_has_a_wrong_value_above():
         ({"rope_type": "yarn"}, "rope_scaling.factor"),
         ({"type": "yarn", "factor": 0}, "rope_scaling.factor"),
         ({"type": "yarn", "factor": 4, "beta_fast": "x"}, "rope_scaling.beta_fast"),
+        ({"type": "yarn", "factor": 4, "beta_slow": float("inf")}, "rope_scaling.beta_slow"),
         ({"type": "yarn", "factor": 4, "mscale": -1}, "rope_scaling.mscale"),
+        ({"type": "yarn", "factor": 4, "attention_factor": 1.2}, "rope_scaling.attention_factor"),
     ],
 )
 def test_rope_scaling_is_checked_field_by_field(scaling, field):
@@ -105,9 +112,53 @@ def test_the_local_rope_base_has_two_spellings(fields, theta):
     assert tiny_config(**fields).rope_theta == theta
 
 
-def test_two_spellings_that_disagree_are_refused():
-    with pytest.raises(ConfigError, match="rope_theta_local"):
-        tiny_config(rope_theta=1e4, rope_theta_local=2e4)
+LINEAR = {"rope_type": "linear", "factor": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        (None, (1e4, 1e6, None)),
+        ({"rope_type": "default"}, (1e4, 1e6, None)),
+        ({"rope_type": "default", "rope_theta": 5e4}, (5e4, 1e6, None)),
+        ({"rope_type": "linear", "factor": 8.0, "rope_theta": 5e4}, (5e4, 1e6, LINEAR)),
+        ({"type": "linear", "factor": 8.0}, (1e4, 1e6, LINEAR)),
+        ({"sliding_attention": {"rope_type": "default", "rope_theta": 5e4}}, (5e4, 1e6, None)),
+        ({"full_attention": {"rope_theta": 2e6, **LINEAR}}, (1e4, 2e6, LINEAR)),
+        ({"sliding_attention": {"rope_theta": 5e4}, "full_attention": {"rope_theta": 2e6}}, (5e4, 2e6, None)),
+    ],
+)
+def test_rope_parameters_of_all_layers_or_of_each_kind_are_read(parameters, expected):
+    config = tiny_config(rope_parameters=parameters)
+    assert (config.rope_theta, config.rope_theta_global, config.rope_scaling) == expected
+    same = tiny_config(rope_theta=expected[0], rope_theta_global=expected[1], rope_scaling=expected[2])
+    assert tiny_config(**(same.to_dict() | {"rope_parameters": parameters})).to_dict() == same.to_dict()
+    assert same.replace(rope_parameters=parameters).to_dict() == same.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"rope_theta": 1e4, "rope_theta_local": 2e4}, "rope_theta_local"),
+        ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 2e4}}, "rope_parameters.rope_theta"),
+        (
+            {"rope_theta_global": 1e6, "rope_parameters": {"full_attention": {"rope_theta": 2e6}}},
+            "rope_parameters.rope_theta",
+        ),
+        ({"rope_scaling": LINEAR, "rope_parameters": {"rope_type": "linear", "factor": 4.0}}, "rope_parameters"),
+    ],
+)
+def test_two_spellings_that_disagree_are_refused(fields, field):
+    with pytest.raises(ConfigError, match=", which it repeats") as caught:
+        tiny_config(**fields)
+    assert caught.value.field == field
+
+
+def test_rope_parameters_that_an_engine_adds_do_not_outlive_a_change():
+    config = tiny_config()
+    config.standardize_rope_params()
+    assert config.rope_parameters == {"rope_theta": 1e4, "rope_type": "default"}
+    assert config.replace(rope_theta=5e4).rope_theta == 5e4
 
 
 def test_released_checkpoints_mean_a_global_position_scale_of_eight():

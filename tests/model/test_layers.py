@@ -49,6 +49,14 @@ def test_scores_depend_on_the_distance_only():
     assert not math.isclose(score(5, 2), score(6, 2), rel_tol=1e-4)
 
 
+def test_frequencies_are_there_when_modules_were_built_without_numbers():
+    with torch.device("meta"):
+        rope = RotaryEmbedding(rope_parameters(8, 100.0))
+    assert rope.inv_freq.is_meta
+    rope.to_empty(device="cpu").initialise(std=0.02)
+    assert torch.equal(rope.inv_freq, rope_parameters(8, 100.0).inv_freq)
+
+
 def test_position_interpolation_divides_positions():
     plain, scaled = rope_parameters(64, 1e6), rope_parameters(64, 1e6, position_scale=8.0)
     for ours, theirs in zip(

@@ -1,8 +1,21 @@
 """Small Gravity models with random weights, for tests of everything that reads one."""
 
-import torch
+import json
 
+import torch
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+from support.engine_parity import Reference
 from trillion_model.gravity import GravityMoEConfig, GravityMoEForCausalLM
+
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
 
 
 def tiny_config(**changes) -> GravityMoEConfig:
@@ -41,3 +54,18 @@ def tiny_model(seed: int = 0, **changes) -> GravityMoEForCausalLM:
             if name.endswith("e_score_correction_bias"):
                 tensor.normal_(std=0.2)
     return model
+
+
+def deepseek_logits(model: GravityMoEForCausalLM, **changes) -> Reference:
+    """Transformers' own model with the same weights, and with fields of the configuration changed."""
+    deepseek = as_deepseek(model, **changes)
+    return torch.no_grad()(lambda ids: deepseek(ids[None]).logits[0].double())
+
+
+def as_deepseek(model: GravityMoEForCausalLM, **changes) -> DeepseekV3ForCausalLM:
+    """Transformers' own model with the same weights, built from what a config.json would say."""
+    fields = json.loads(model.config.to_json_string(use_diff=False)) | changes
+    fields.pop("model_type")
+    other = DeepseekV3ForCausalLM(DeepseekV3Config(**fields)).eval()
+    other.load_state_dict(model.state_dict())
+    return other

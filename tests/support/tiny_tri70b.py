@@ -2,8 +2,10 @@
 
 import torch
 
+from support.random_weights import move_norms, published_weights
 from trillion_model.tri70b import TrillionConfig, TrillionForCausalLM
-from trillion_model.tri70b.layout import LAYOUT
+
+__all__ = ["WINDOW", "published_weights", "tiny_config", "tiny_model"]
 
 WINDOW = 16
 
@@ -34,17 +36,5 @@ def tiny_model(seed: int = 0, **changes) -> TrillionForCausalLM:
     """A tiny model in evaluation mode, its norms moved away from 1 so that they count."""
     torch.manual_seed(seed)
     model = TrillionForCausalLM(tiny_config(**changes)).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.normal_(mean=1.0, std=0.2)
+    move_norms(model, mean=1.0)
     return model
-
-
-def published_weights(model: TrillionForCausalLM, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
-    """The model's tensors under their published names, in ``dtype``."""
-    return {
-        name: part.detach().to(dtype)
-        for module_name, tensor in model.state_dict().items()
-        for name, part in LAYOUT.to_published(module_name, tensor).items()
-    }

@@ -2,10 +2,20 @@
 
 import torch
 
+from support.random_weights import move_norms, published_weights
 from trillion_model.vaetki import VaetkiConfig, VaetkiForCausalLM
-from trillion_model.vaetki.layout import LAYOUT
+
+__all__ = ["WINDOW", "YARN", "published_weights", "tiny_config", "tiny_model"]
 
 WINDOW = 16
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+    "mscale": 0.8,
+    "mscale_all_dim": 0.5,
+}
+"""A ``rope_scaling`` whose every part counts at tiny lengths."""
 
 
 def tiny_config(**changes) -> VaetkiConfig:
@@ -41,17 +51,5 @@ def tiny_model(seed: int = 0, **changes) -> VaetkiForCausalLM:
     """A tiny model in evaluation mode, its norms moved away from 0 so that they count."""
     torch.manual_seed(seed)
     model = VaetkiForCausalLM(tiny_config(**changes)).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.normal_(std=0.2)
+    move_norms(model, mean=0.0)
     return model
-
-
-def published_weights(model: VaetkiForCausalLM, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
-    """The model's tensors under their published names, in ``dtype``."""
-    return {
-        name: part.detach().to(dtype)
-        for module_name, tensor in model.state_dict().items()
-        for name, part in LAYOUT.to_published(module_name, tensor).items()
-    }

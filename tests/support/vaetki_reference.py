@@ -52,13 +52,34 @@ def _rotate(config, x: torch.Tensor, local: bool) -> torch.Tensor:
     """Turn the pairs (0, 1), (2, 3) ... of ``x`` (seq, heads, rope_dim); first members come first."""
     dim = x.shape[-1]
     base = config.rope_theta if local else config.rope_theta_global
-    scale = 1.0 if local else config.global_position_scale
-    angles = torch.tensor(
-        [[p / scale / base ** (2 * pair / dim) for pair in range(dim // 2)] for p in range(x.shape[0])],
-        dtype=x.dtype,
-    )[:, None]
+    turns, magnitude = [base ** (-2 * pair / dim) for pair in range(dim // 2)], 1.0
+    if not local:
+        turns, magnitude = _scaled(config, turns, base, dim)
+    angles = torch.tensor([[p * turn for turn in turns] for p in range(x.shape[0])], dtype=x.dtype)[:, None]
+    cos, sin = magnitude * angles.cos(), magnitude * angles.sin()
     even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.cat([even * angles.cos() - odd * angles.sin(), odd * angles.cos() + even * angles.sin()], -1)
+    return torch.cat([even * cos - odd * sin, odd * cos + even * sin], -1)
+
+
+def _scaled(config, turns: list[float], base: float, dim: int) -> tuple[list[float], float]:
+    """A global layer's angles a position, and the factor on what is turned: positions interpolated, or YaRN.
+
+    YaRN leaves pairs that turn 32 times and more in the first context as they are, interpolates those that turn once at
+    most, and blends the others by their place between.
+    """
+    yarn = config.rope_scaling
+    if yarn is None:
+        return [turn / config.global_position_scale for turn in turns], 1.0
+    context, factor = yarn["original_max_position_embeddings"], yarn["factor"]
+    first, last = (dim / 2 * math.log(context / (times * 2 * math.pi), base) for times in (32, 1))
+    first, last = max(math.floor(first), 0), min(math.ceil(last), dim - 1)
+    shares = [min(max((pair - first) / (last - first), 0), 1) for pair in range(dim // 2)]
+    turns = [turn * (1 - share) + turn / factor * share for turn, share in zip(turns, shares, strict=True)]
+    return turns, _grown(factor, yarn["mscale"]) / _grown(factor, yarn["mscale_all_dim"])
+
+
+def _grown(factor: float, mscale: float) -> float:
+    return 1 + 0.1 * mscale * math.log(factor)
 
 
 def _attention(config, layer: Weights, x: torch.Tensor, window: int | None) -> torch.Tensor:
@@ -77,6 +98,8 @@ def _attention(config, layer: Weights, x: torch.Tensor, window: int | None) -> t
     k, v = torch.cat([kv[..., :nope], k_rope], -1), kv[..., nope:]
 
     scores = torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(nope + rope)
+    if config.rope_scaling is not None and not local:
+        scores = scores * _grown(config.rope_scaling["factor"], config.rope_scaling["mscale_all_dim"]) ** 2
     query, key = torch.arange(seq)[:, None], torch.arange(seq)[None]
     seen = key <= query
     if window is not None:

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from trillion_model.errors import TrillionError
+from trillion_model.output_files import check_output, write_output
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Train Trillion and VAETKI models.")
 data_app = typer.Typer(no_args_is_help=True, help="Make training data.")
@@ -126,7 +127,9 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask the first so many problems only.")] = None,
     thinking: Annotated[bool, typer.Option(help="Let the model reason before it answers.")] = True,
-    out: Annotated[Path | None, typer.Option("--json", help="File for every answer and the accuracies.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--json", callback=check_output, help="File for every answer and the accuracies.")
+    ] = None,
 ) -> None:
     """Ask a model, in this process or served, held-out problems; print the share of right answers."""
     from itertools import islice
@@ -153,7 +156,7 @@ def evaluate(
     result = report(answers, tokens_per_second=speed)
     typer.echo(result.table())
     if out is not None:
-        out.write_text(json.dumps(result.as_dict(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        write_output(out, json.dumps(result.as_dict(), ensure_ascii=False, indent=2))
 
 
 def _recipe(

@@ -17,7 +17,7 @@ from trillion_convert.forms import Form
 from trillion_convert.manifest import MANIFEST
 from trillion_convert.quantize.loss import Loss, measure, read_pieces
 from trillion_convert.quantize.recipe import Recipe, is_quantized, kept_modules, quantization_config
-from trillion_convert.quantize.weights import dequantize_weight, quantize_weight, relative_error
+from trillion_convert.quantize.weights import held_bytes, quantize_stored
 from trillion_convert.streaming import Conversion, Listener, Output, Report, computed, stream
 from trillion_convert.tensor_files import INDEX
 from trillion_convert.tokenizer import check_tokenizer
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     import torch
 
 _SMALL_FILES = (".json", ".model", ".jinja", ".txt", ".md", ".py")
-_COPIES = 6
-"""Times that the float32 numbers of a weight are in memory while it is quantised and held against itself."""
 
 
 @dataclass
@@ -90,7 +88,8 @@ def quantize(
         source: a published directory, as ``trillion-convert export`` writes it.
         target: the directory to make.
         recipe: how to quantise.
-        text: what the loss is measured on, before and after; this loads the whole model in float32, twice.
+        text: what the loss is measured on, before and after; this loads the whole model in float32, twice, once the
+            target is written.
         max_shard_size: most bytes of a weight file, such as "5GB"; a larger tensor has a file of its own.
         force: replace a ``target`` that is a model directory.
         listener: whom to tell of progress.
@@ -106,7 +105,6 @@ def quantize(
     context = checkpoint.architecture.config.max_position_embeddings
     pieces = None if text is None else read_pieces(text, tokenizer, context)
     outputs, errors = _outputs(checkpoint, recipe)
-    before = None if pieces is None else _loss(checkpoint, pieces)
     written = stream(
         Conversion("quantize", outputs, {"scheme": recipe.scheme, "group": recipe.group_size}, [checkpoint.directory]),
         target,
@@ -123,7 +121,7 @@ def quantize(
         quantized,
         len(published) - quantized,
         errors,
-        before,
+        None if pieces is None else _loss(checkpoint, pieces),
         None if pieces is None else _loss(open_checkpoint(target, Form.HF), pieces),
     )
 
@@ -147,23 +145,18 @@ def _outputs(checkpoint: Checkpoint, recipe: Recipe) -> tuple[dict[str, Output],
     for name in checkpoint.architecture.published_shapes():
         info = checkpoint.tensors[name]
         if is_quantized(name, info.shape):
-            held = _COPIES * 4 * math.prod(info.shape)
+            stored = recipe.stored(name, info)
             produce = partial(_quantize, checkpoint, name, recipe, errors)
-            outputs |= computed(recipe.stored(name, info), produce, held=held)
+            outputs |= computed(stored, produce, held=held_bytes(info, stored))
         else:
-            outputs[name] = Output(info, partial(_read, checkpoint, name))
+            outputs[name] = Output(info, partial(checkpoint.tensors.pieces, name))
     return outputs, errors
 
 
 def _quantize(checkpoint: Checkpoint, name: str, recipe: Recipe, errors: WeightErrors) -> "dict[str, torch.Tensor]":
-    weight = checkpoint.tensors.read(name)
-    parts = quantize_weight(name, weight, recipe)
-    errors.note(name, relative_error(weight, dequantize_weight(name, parts, recipe)))
+    parts, error = quantize_stored(checkpoint.tensors, name, recipe)
+    errors.note(name, error)
     return parts
-
-
-def _read(checkpoint: Checkpoint, name: str) -> "list[torch.Tensor]":
-    return [checkpoint.tensors.read(name)]
 
 
 def _loss(checkpoint: Checkpoint, pieces: Sequence[tuple[int, ...]]) -> Loss:

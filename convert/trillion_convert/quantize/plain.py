@@ -1,5 +1,6 @@
 """A quantised directory read as if it were a plain one."""
 
+from math import prod
 from typing import TYPE_CHECKING
 
 from trillion_convert.checkpoint import Checkpoint
@@ -23,7 +24,13 @@ class PlainTensors:
 
     def read(self, name: str) -> "torch.Tensor":
         """One tensor: float32 where it is quantised, else as it is stored."""
-        recipe, tensors = self._checkpoint.recipe, self._checkpoint.tensors
+        recipe = self._checkpoint.recipe
         if recipe is None or not is_quantized(name, self._shapes[name]):
-            return tensors.read(name)
-        return dequantize_weight(name, {part: tensors.read(part) for part in recipe.stored_names(name)}, recipe)
+            return self._stored(name)
+        return dequantize_weight(name, {part: self._stored(part) for part in recipe.stored_names(name)}, recipe)
+
+    def _stored(self, name: str) -> "torch.Tensor":
+        """In memory of its own, which is free again afterwards, as a file's mapped pages are not."""
+        tensors = self._checkpoint.tensors
+        shape = tensors[name].shape
+        return tensors.read_range(name, 0, prod(shape)).view(shape)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from trillion_model.layout import Shape
 
 WEIGHT = ".weight"
+SHAPE = "weight_shape"
+"""What is stored of a whole weight rather than of its rows."""
 _KEPT = re.compile(r"(.*\.)?(embed_tokens|lm_head|gate|kv_b_proj)")
 _SUGGESTED_GROUPS = (128, 64, 32)
 _PER_WORD = 8
@@ -120,7 +122,7 @@ class Recipe:
 
     def stored_names(self, name: str) -> tuple[str, ...]:
         """Names of what is stored in the place of the published weight ``name``."""
-        leaves = ("weight_packed", "weight_scale", "weight_shape") if self.grouped else ("weight", "weight_scale")
+        leaves = ("weight_packed", "weight_scale", SHAPE) if self.grouped else ("weight", "weight_scale")
         return tuple(f"{name.removesuffix(WEIGHT)}.{leaf}" for leaf in leaves)
 
     def stored_infos(self, published: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:

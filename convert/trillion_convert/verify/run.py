@@ -129,9 +129,9 @@ def render(report: Report) -> None:
     from rich.table import Table
 
     table = Table(title=f"{report.a} and {report.b} in {report.dtype}", title_justify="left")
-    table.add_column("prompt", no_wrap=True)
+    table.add_column("prompt", overflow="fold")
     for heading in ("tokens", "generated", "same tokens", "difference", "relative", "at"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for result in report.prompts:
         ties = f"yes, {len(result.ties)} tied" if result.ties else "yes"
         table.add_row(

@@ -11,7 +11,7 @@ that are read here and nowhere else:
 
 from typing import Any, ClassVar
 
-from trillion_model.configuration import FamilyConfig, is_integer, is_number, is_positive_integer
+from trillion_model.configuration import FamilyConfig, check_scaling, is_number, is_positive_integer
 from trillion_model.errors import ConfigError
 
 DEFAULT_ROPE_THETA = 1_000_000.0
@@ -171,9 +171,7 @@ class GravityMoEConfig(FamilyConfig):
             )
         if self.qk_rope_head_dim % 2:
             raise ConfigError("qk_rope_head_dim", self.qk_rope_head_dim, "even: RoPE turns pairs")
-        dense = self.first_k_dense_replace
-        if not is_integer(dense) or not 0 <= dense <= self.num_hidden_layers:
-            raise ConfigError("first_k_dense_replace", dense, f"from 0 to num_hidden_layers ({self.num_hidden_layers})")
+        self._check_dense_layers()
         self._check_groups()
         self._check_rope_parameters()
 
@@ -198,6 +196,5 @@ class GravityMoEConfig(FamilyConfig):
             raise ConfigError("rope_parameters.rope_type", kind, "'default' or 'yarn'")
         if not is_number(theta) or not theta > 0:
             raise ConfigError("rope_parameters.rope_theta", theta, "a number above 0")
-        factor: Any = self.rope_parameters.get("factor")
-        if kind == "yarn" and not (is_number(factor) and factor > 0):
-            raise ConfigError("rope_parameters.factor", factor, "a number above 0")
+        if kind == "yarn":
+            check_scaling("rope_parameters", self.rope_parameters)

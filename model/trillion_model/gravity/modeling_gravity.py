@@ -13,11 +13,9 @@ class GravityMoEModel(DeepseekV3Model):
     """Token ids to final hidden states."""
 
     config: GravityMoEConfig
-    config_class = GravityMoEConfig
 
 
 class GravityMoEForCausalLM(DeepseekV3ForCausalLM):
     """Gravity with its language-model head."""
 
     config: GravityMoEConfig
-    config_class = GravityMoEConfig

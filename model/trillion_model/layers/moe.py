@@ -8,9 +8,12 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import initialization as init
+
+from trillion_model.layers.initial import OwnInitial
 
 
-class SigmoidRouter(nn.Module):
+class SigmoidRouter(OwnInitial):
     """Scores experts by a sigmoid and keeps the best few, without groups and without a bias.
 
     Logits and scores are float32 whatever the model's dtype, because a rounding error here changes which experts
@@ -43,8 +46,11 @@ class SigmoidRouter(nn.Module):
             weights = weights / weights.sum(dim=-1, keepdim=True)
         return logits, weights * self.scaling_factor, indices
 
+    def initialise(self, std: float) -> None:
+        init.normal_(self.weight, mean=0.0, std=std)
 
-class Experts(nn.Module):
+
+class Experts(OwnInitial):
     """SwiGLU experts, their weights stacked: ``gate_up_proj`` (experts, 2 x intermediate, hidden), gate rows first,
     and ``down_proj`` (experts, hidden, intermediate)."""
 
@@ -79,6 +85,10 @@ class Experts(nn.Module):
             out = F.linear(F.silu(gate) * up, down).float() * weights[token, slot, None].float()
             total = total.index_add(0, token, out)
         return total.to(x.dtype)
+
+    def initialise(self, std: float) -> None:
+        init.normal_(self.gate_up_proj, mean=0.0, std=std)
+        init.normal_(self.down_proj, mean=0.0, std=std)
 
 
 def expert_load(

@@ -3,9 +3,12 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import initialization as init
+
+from trillion_model.layers.initial import OwnInitial
 
 
-class ZeroCentredRMSNorm(nn.Module):
+class ZeroCentredRMSNorm(OwnInitial):
     """``(1 + weight) * x / rms(x)``, the weight starting at 0, the statistics in float32.
 
     Args:
@@ -21,3 +24,6 @@ class ZeroCentredRMSNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise ``x``, of shape (..., size), keeping its dtype."""
         return F.rms_norm(x.float(), self.weight.shape, 1.0 + self.weight.float(), self.eps).to(x.dtype)
+
+    def initialise(self, std: float) -> None:
+        init.zeros_(self.weight)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from transformers import initialization as init
+
+from trillion_model.layers.initial import OwnInitial
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class RopeParameters:
     """What turns positions into rotations.
 
     Attributes:
-        inv_freq: angle a position of each pair, float32, shape (rope_dim / 2,).
+        inv_freq: angle a position of each pair, float32, shape (rope_dim / 2,); on a CPU, whatever torch's default
+            device is, so that there are numbers to take where modules are built without any.
         magnitude: factor on cosines and sines; 1 without YaRN.
         score_scale: factor on the softmax scale; 1 without YaRN.
     """
@@ -40,7 +43,7 @@ def rope_parameters(
         position_scale: positions are divided by this; ignored where ``scaling`` is given.
         scaling: a validated ``rope_scaling`` of type ``linear`` or ``yarn``, or None.
     """
-    pairs = torch.arange(0, dim, 2, dtype=torch.float32)
+    pairs = torch.arange(0, dim, 2, dtype=torch.float32, device="cpu")
     inv_freq = theta ** (-pairs / dim)
     if scaling is None:
         return RopeParameters(inv_freq / position_scale)
@@ -59,7 +62,7 @@ def _yarn(inv_freq: torch.Tensor, dim: int, theta: float, scaling: dict[str, Any
 
     low = max(math.floor(pair_turning(scaling.get("beta_fast", 32))), 0)
     high = min(math.ceil(pair_turning(scaling.get("beta_slow", 1))), dim - 1)
-    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / max(high - low, 1e-3)).clamp(0, 1)
+    ramp = ((torch.arange(dim // 2, dtype=torch.float32, device="cpu") - low) / max(high - low, 1e-3)).clamp(0, 1)
     blended = inv_freq / factor * ramp + inv_freq * (1 - ramp)
     all_dim = _magnitude(factor, scaling.get("mscale_all_dim", 0))
     return RopeParameters(blended, _magnitude(factor, scaling.get("mscale", 1)) / all_dim, all_dim**2)
@@ -69,20 +72,23 @@ def _magnitude(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-class RotaryEmbedding(nn.Module):
+class RotaryEmbedding(OwnInitial):
     """Cosines and sines of positions, in float32."""
 
     inv_freq: torch.Tensor
 
     def __init__(self, parameters: RopeParameters) -> None:
         super().__init__()
-        self.magnitude = parameters.magnitude
-        self.register_buffer("inv_freq", parameters.inv_freq, persistent=False)
+        self.rope = parameters
+        self.register_buffer("inv_freq", parameters.inv_freq.to(torch.get_default_device()), persistent=False)
 
     def forward(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Map ``position_ids`` (batch, seq) to cosines and sines, each (batch, seq, rope_dim / 2)."""
         angles = position_ids[..., None].float() * self.inv_freq.float()
-        return angles.cos() * self.magnitude, angles.sin() * self.magnitude
+        return angles.cos() * self.rope.magnitude, angles.sin() * self.rope.magnitude
+
+    def initialise(self, std: float) -> None:
+        init.copy_(self.inv_freq, self.rope.inv_freq)
 
 
 def rotate_interleaved(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -127,17 +127,7 @@ class TrillionConfig(FamilyConfig):
                 f"left out, or full_attention in every layer that global_attention_freq ({self.global_attention_freq}) "
                 "divides and sliding_attention elsewhere",
             )
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ConfigError(
-                "num_key_value_heads",
-                self.num_key_value_heads,
-                f"a divisor of num_attention_heads ({self.num_attention_heads})",
-            )
-        if self.head_dim % 2:
-            raise ConfigError("head_dim", self.head_dim, "even: RoPE turns pairs")
-        if self.hidden_act != "silu":
-            raise ConfigError("hidden_act", self.hidden_act, "'silu'")
-        if self.tie_word_embeddings:
-            raise ConfigError("tie_word_embeddings", True, "false: Tri-70B has a head of its own")
+        self._check_grouped_heads()
+        self._check_gate_and_head()
         if not is_number(self.attn_scale) or self.attn_scale < 0:
             raise ConfigError("attn_scale", self.attn_scale, "a number of 0 or more")

@@ -5,23 +5,21 @@ family. The classes are resolved on first use, so that ``trillion_model.trillion
 torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from trillion_model.lazy import lazy_names
 
 if TYPE_CHECKING:
     from trillion_model.trillion.configuration_trillion import Trillion7BConfig
     from trillion_model.trillion.modeling_trillion import Trillion7BForCausalLM, Trillion7BModel
 
-_HOMES = {
-    "Trillion7BConfig": "configuration_trillion",
-    "Trillion7BForCausalLM": "modeling_trillion",
-    "Trillion7BModel": "modeling_trillion",
-}
-
 __all__ = ["Trillion7BConfig", "Trillion7BForCausalLM", "Trillion7BModel"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Trillion7BConfig": "configuration_trillion",
+        "Trillion7BForCausalLM": "modeling_trillion",
+        "Trillion7BModel": "modeling_trillion",
+    },
+)

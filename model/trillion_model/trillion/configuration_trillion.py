@@ -133,19 +133,8 @@ class Trillion7BConfig(FamilyConfig):
 
     def _check(self) -> None:
         super()._check()
-        if self.tie_word_embeddings:
-            raise ConfigError("tie_word_embeddings", True, "false: Trillion-7B has a head of its own")
-        if self.hidden_act != "silu":
-            raise ConfigError("hidden_act", self.hidden_act, "'silu'")
-        assert self.num_key_value_heads is not None and self.head_dim is not None
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ConfigError(
-                "num_key_value_heads",
-                self.num_key_value_heads,
-                f"a divisor of num_attention_heads ({self.num_attention_heads})",
-            )
-        if self.head_dim % 2:
-            raise ConfigError("head_dim", self.head_dim, "even: RoPE turns pairs")
+        self._check_gate_and_head()
+        self._check_grouped_heads()
         if isinstance(self.num_nextn_predict_layers, bool) or self.num_nextn_predict_layers not in (0, 1):
             raise ConfigError("num_nextn_predict_layers", self.num_nextn_predict_layers, "0 or 1")
         if not is_number(self.mtp_loss_coef) or self.mtp_loss_coef < 0:

@@ -18,18 +18,15 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import DynamicCache, GenerationMixin, PreTrainedModel
-from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from trillion_model.layers.attention import eager_attention
+from trillion_model.configuration import GLOBAL
+from trillion_model.layers.attention import GroupedQueryAttention
+from trillion_model.layers.decoder import PeriNormLayer
 from trillion_model.layers.feed_forward import SwiGLU
-from trillion_model.layers.rope import RopeParameters, RotaryEmbedding, rope_parameters, rotate_halves
+from trillion_model.layers.rope import RopeParameters, rope_parameters
+from trillion_model.modeling import FamilyForCausalLM, FamilyModel
 from trillion_model.trillion.configuration_trillion import Trillion7BConfig
 
 _IGNORED = -100
@@ -42,162 +39,35 @@ def rotation_parameters(config: Trillion7BConfig) -> RopeParameters:
     return rope_parameters(config.head_dim, config.rope_theta)
 
 
-class Trillion7BAttention(nn.Module):
-    """Multi-head attention with RoPE."""
-
-    is_causal = True
+class Trillion7BDecoderLayer(PeriNormLayer):
+    """One layer: attention with RoPE, and a dense feed-forward."""
 
     def __init__(self, config: Trillion7BConfig, layer_idx: int) -> None:
-        super().__init__()
-        assert config.head_dim is not None and config.num_key_value_heads is not None
-        self.config = config
-        self.layer_idx = layer_idx
-        self.head_dim = config.head_dim
-        self.scaling = config.head_dim**-0.5
-        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
-        hidden, width = config.hidden_size, config.num_attention_heads * config.head_dim
-        shared_width = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(hidden, width, bias=False)
-        self.k_proj = nn.Linear(hidden, shared_width, bias=False)
-        self.v_proj = nn.Linear(hidden, shared_width, bias=False)
-        self.o_proj = nn.Linear(width, hidden, bias=False)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        attention_mask: Any = None,
-        past_key_values: DynamicCache | None = None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend; returns the output (batch, seq, hidden) and, where recorded, the attention weights."""
-        batch, seq, _ = hidden_states.shape
-        q, k, v = (
-            projection(hidden_states).view(batch, seq, -1, self.head_dim).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )  # (batch, heads, seq, head_dim) each
-        q, k = rotate_halves(q, *position_embeddings), rotate_halves(k, *position_embeddings)
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        out, weights = attend(self, q, k, v, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
-        return self.o_proj(out.reshape(batch, seq, -1)), weights
+        super().__init__(
+            GroupedQueryAttention(config, layer_idx),
+            SwiGLU(config.hidden_size, config.intermediate_size),
+            functools.partial(nn.RMSNorm, config.hidden_size, config.rms_norm_eps),
+        )
 
 
-class Trillion7BDecoderLayer(GradientCheckpointingLayer):
-    """One layer: a norm before and after each sublayer."""
-
-    def __init__(self, config: Trillion7BConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.self_attn = Trillion7BAttention(config, layer_idx)
-        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
-        norm = functools.partial(nn.RMSNorm, config.hidden_size, config.rms_norm_eps)
-        self.input_layernorm = norm()
-        self.post_attention_layernorm = norm()
-        self.pre_mlp_layernorm = norm()
-        self.post_mlp_layernorm = norm()
-
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        attended, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
-        hidden_states = hidden_states + self.post_attention_layernorm(attended)
-        return hidden_states + self.post_mlp_layernorm(self.mlp(self.pre_mlp_layernorm(hidden_states)))
-
-
-class Trillion7BPreTrainedModel(PreTrainedModel):
-    """What Transformers needs to know of Trillion-7B: initial weights and what can be recorded."""
-
-    config: Trillion7BConfig
-    config_class = Trillion7BConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar[list[str]] = ["Trillion7BDecoderLayer"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_record_outputs: ClassVar[dict[str, Any]] = {
-        "hidden_states": Trillion7BDecoderLayer,
-        "attentions": Trillion7BAttention,
-    }
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, RotaryEmbedding):
-            # No checkpoint holds this buffer, and ``from_pretrained`` fills it by the module that owns it only.
-            init.copy_(module.inv_freq, rotation_parameters(self.config).inv_freq)
-
-
-class Trillion7BModel(Trillion7BPreTrainedModel):
+class Trillion7BModel(FamilyModel):
     """Token ids to final hidden states.
 
     Args:
         config: the architecture.
     """
 
-    def __init__(self, config: Trillion7BConfig) -> None:
-        super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Trillion7BDecoderLayer(config, i) for i in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary_emb = RotaryEmbedding(rotation_parameters(config))
-        self.gradient_checkpointing = False
-        self.post_init()
+    config: Trillion7BConfig
+    layer_class = Trillion7BDecoderLayer
+    _no_split_modules: ClassVar[list[str]] = ["Trillion7BDecoderLayer"]
+    _can_record_outputs: ClassVar[dict[str, Any]] = {
+        "hidden_states": Trillion7BDecoderLayer,
+        "attentions": GroupedQueryAttention,
+    }
 
-    @merge_with_config_defaults
-    @capture_outputs
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: DynamicCache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
-        """Run all layers.
-
-        Without ``attention_mask``, ``position_ids`` that start again within a row separate packed documents.
-
-        Args:
-            input_ids: (batch, seq); or give ``inputs_embeds`` (batch, seq, hidden).
-            attention_mask: (batch, past + seq), 0 on padding.
-            position_ids: (batch, seq).
-            past_key_values: a cache; made when absent and ``use_cache``.
-        """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-        if position_ids is None:
-            start = 0 if past_key_values is None else past_key_values.get_seq_length()
-            position_ids = torch.arange(start, start + inputs_embeds.shape[1], device=inputs_embeds.device)[None]
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
-        # After the mask: with a cache given, it would take restarting positions for padding, not for packing.
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-
-        hidden_states = inputs_embeds
-        rotation = self.rotary_emb(position_ids)
-        for layer in self.layers:
-            hidden_states = layer(
-                hidden_states,
-                position_embeddings=rotation,
-                attention_mask=mask,
-                past_key_values=past_key_values,
-                **kwargs,
-            )
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
-        )
+    @staticmethod
+    def rope(config: Trillion7BConfig, kind: str) -> RopeParameters:
+        return rotation_parameters(config)
 
 
 class Trillion7BMtp(nn.Module):
@@ -217,18 +87,10 @@ class Trillion7BMtp(nn.Module):
         self.layer = Trillion7BDecoderLayer(config, layer_idx=0)
         self.norm = norm()
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        next_embeddings: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        attention_mask: Any,
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, next_embeddings: torch.Tensor, **layer_inputs: Any) -> torch.Tensor:
         """Map (batch, seq, hidden) states and embeddings, those of the token that follows each, to the same shape."""
         joined = torch.cat((self.hidden_layernorm(hidden_states), self.embedding_layernorm(next_embeddings)), dim=-1)
-        return self.norm(
-            self.layer(self.projection(joined), position_embeddings=position_embeddings, attention_mask=attention_mask)
-        )
+        return self.norm(self.layer(self.projection(joined), **layer_inputs))
 
 
 @dataclass
@@ -238,19 +100,20 @@ class Trillion7BOutput(CausalLMOutputWithPast):
     mtp_loss: torch.Tensor | None = None
 
 
-class Trillion7BForCausalLM(Trillion7BPreTrainedModel, GenerationMixin):
+class Trillion7BForCausalLM(FamilyForCausalLM):
     """Trillion-7B with its language-model head, whose logits are float32.
 
     Args:
         config: the architecture. With ``num_nextn_predict_layers`` the model has ``mtp``, else that is None.
     """
 
+    config: Trillion7BConfig
+    model_class = Trillion7BModel
+
     def __init__(self, config: Trillion7BConfig) -> None:
         super().__init__(config)
-        self.model = Trillion7BModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.mtp = Trillion7BMtp(config) if config.num_nextn_predict_layers else None
-        self.post_init()
+        self.post_init()  # Transformers initialises what is there when it is called
 
     def forward(
         self,
@@ -266,42 +129,24 @@ class Trillion7BForCausalLM(Trillion7BPreTrainedModel, GenerationMixin):
         ``mtp_loss_coef``, added to the loss. A trainer that calls the base model only gets it from :func:`mtp_loss`.
 
         Args:
-            input_ids: (batch, seq).
-            labels: (batch, seq), -100 where there is nothing to predict; shifted inside.
-            logits_to_keep: number of last positions, or their indices, to compute logits for; 0 is all.
             output_mtp_loss: the configuration's when None.
-            kwargs: as :meth:`Trillion7BModel.forward`.
+            input_ids, labels, logits_to_keep, kwargs: as :meth:`FamilyForCausalLM.forward`.
         """
         outputs = self.model(input_ids=input_ids, **kwargs)
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.project(outputs.last_hidden_state[:, kept])
-
-        loss = second_loss = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
-            if self.config.output_mtp_loss if output_mtp_loss is None else output_mtp_loss:
-                assert input_ids is not None
-                second_loss = mtp_loss(
-                    self,
-                    outputs.last_hidden_state,
-                    input_ids,
-                    labels,
-                    attention_mask=kwargs.get("attention_mask"),
-                    position_ids=kwargs.get("position_ids"),
-                )
-                loss = loss + self.config.mtp_loss_coef * second_loss
-        return Trillion7BOutput(
-            loss=loss,
-            mtp_loss=second_loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-
-    def project(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Logits (..., vocab) in float32 of final hidden states (..., hidden)."""
-        return F.linear(hidden_states.float(), self.lm_head.weight.float())
+        fields = self.predict(outputs, labels, logits_to_keep, **kwargs)
+        second_loss = None
+        if labels is not None and (self.config.output_mtp_loss if output_mtp_loss is None else output_mtp_loss):
+            assert input_ids is not None
+            second_loss = mtp_loss(
+                self,
+                outputs.last_hidden_state,
+                input_ids,
+                labels,
+                attention_mask=kwargs.get("attention_mask"),
+                position_ids=kwargs.get("position_ids"),
+            )
+            fields["loss"] = fields["loss"] + self.config.mtp_loss_coef * second_loss
+        return Trillion7BOutput(mtp_loss=second_loss, **fields)
 
 
 def mtp_loss(
@@ -341,8 +186,8 @@ def mtp_loss(
         past_key_values=None,
         position_ids=position_ids[:, :-1],
     )
-    rotation = model.model.rotary_emb(position_ids[:, :-1])
-    predicted = model.mtp(hidden_states[:, :-1], embeddings, rotation, mask)[:, :-1]  # (batch, seq - 2, hidden)
+    inputs = model.model.layer_inputs(GLOBAL, position_ids[:, :-1]) | {"attention_mask": mask}
+    predicted = model.mtp(hidden_states[:, :-1], embeddings, **inputs)[:, :-1]  # (batch, seq - 2, hidden)
     within = (position_ids[:, 2:] == position_ids[:, :-2] + 2).expand(batch, -1)
     if attention_mask is not None:
         within = within & attention_mask[:, :-2].bool()

@@ -4,6 +4,8 @@ Source: VAETKI report, sections 2.1 and 3.2, and the published configuration fil
 read here and nowhere else:
 
 - the RoPE base of local layers is spelled ``rope_theta`` or ``rope_theta_local``;
+- RoPE may lie in ``rope_parameters``, where Transformers 5 writes it: an object for all layers, of which local ones
+  have the base alone, or an object for each kind of layer;
 - ``layer_types`` may be absent: every sixth layer is then global;
 - fields that DeepSeek-style files carry but this architecture has no freedom in (``scoring_func``, ``n_group``,
   ``attention_bias`` and so on) are accepted only with the one value that VAETKI means.
@@ -11,10 +13,11 @@ read here and nowhere else:
 
 from typing import Any, ClassVar
 
-from trillion_model.configuration import GLOBAL, LOCAL, FamilyConfig, is_integer, is_number, is_positive_integer
+from trillion_model.configuration import GLOBAL, LOCAL, FamilyConfig, is_number, is_positive_integer
 from trillion_model.errors import ConfigError
 
 DEFAULT_LOCAL_ROPE_THETA = 10_000.0
+DEFAULT_GLOBAL_ROPE_THETA = 1_000_000.0
 GLOBAL_EVERY = 6
 """Five local layers to one global (VAETKI report, section 2.1)."""
 
@@ -107,7 +110,7 @@ class VaetkiConfig(FamilyConfig):
     sliding_window: int = 512
     layer_types: list[str] | None = None
     rope_theta: float | None = None
-    rope_theta_global: float = 1_000_000.0
+    rope_theta_global: float | None = None
     rope_interleave: bool = True
     rope_scaling: dict[str, Any] | None = None
     global_position_scale: float = 8.0
@@ -149,15 +152,12 @@ class VaetkiConfig(FamilyConfig):
         return layer_idx >= self.first_k_dense_replace
 
     def _read_spellings(self, fields: dict[str, Any]) -> None:
-        local_theta = fields.pop("rope_theta_local", None)
+        self._read_repeated("rope_theta", "rope_theta_local", fields.pop("rope_theta_local", None))
+        self._read_rope_parameters(fields.pop("rope_parameters", None))
         if self.rope_theta is None:
-            self.rope_theta = DEFAULT_LOCAL_ROPE_THETA if local_theta is None else local_theta
-        elif local_theta is not None and local_theta != self.rope_theta:
-            raise ConfigError(
-                "rope_theta_local",
-                local_theta,
-                f"the same as rope_theta ({self.rope_theta}), which it repeats",
-            )
+            self.rope_theta = DEFAULT_LOCAL_ROPE_THETA
+        if self.rope_theta_global is None:
+            self.rope_theta_global = DEFAULT_GLOBAL_ROPE_THETA
         heads = fields.pop("num_key_value_heads", None)
         if heads not in (None, self.num_attention_heads):
             raise ConfigError(
@@ -166,22 +166,46 @@ class VaetkiConfig(FamilyConfig):
         if self.layer_types is None and is_positive_integer(self.num_hidden_layers):
             self.layer_types = [GLOBAL if (i + 1) % GLOBAL_EVERY == 0 else LOCAL for i in range(self.num_hidden_layers)]
 
+    def _read_rope_parameters(self, parameters: Any) -> None:
+        for_type = _by_layer_type(parameters)
+        if _scaling(for_type[LOCAL]) is not None:
+            raise ConfigError(
+                "rope_parameters", parameters, "of rope_type 'default' for local layers: their positions are not scaled"
+            )
+        for field, kind in (("rope_theta", LOCAL), ("rope_theta_global", GLOBAL)):
+            self._read_repeated(field, "rope_parameters.rope_theta", for_type[kind].get("rope_theta"))
+        self._read_repeated("rope_scaling", "rope_parameters", _scaling(for_type[GLOBAL]))
+
+    def _read_repeated(self, field: str, spelling: str, value: Any) -> None:
+        """Read ``value``, which the file has under ``spelling``, as ``field``.
+
+        Raises:
+            ConfigError: ``field`` is there too and says something else.
+        """
+        stated = getattr(self, field)
+        if stated is None:
+            setattr(self, field, value)
+        elif value is not None and value != (_scaling(stated) if isinstance(stated, dict) else stated):
+            raise ConfigError(spelling, value, f"the same as {field} ({stated}), which it repeats")
+
     def _fields_beside(self, changes: dict[str, Any]) -> dict[str, Any]:
         fields = super()._fields_beside(changes)
+        fields.pop("rope_parameters", None)  # engines add it, and it says nothing that other fields do not
         if "num_hidden_layers" in changes:
             fields.pop("layer_types")
-        if "rope_theta_local" in changes:
+        if changes.keys() & {"rope_theta_local", "rope_parameters"}:
             fields.pop("rope_theta")
+        if "rope_parameters" in changes:
+            fields.pop("rope_scaling")
+            if "rope_theta" in _by_layer_type(changes["rope_parameters"])[GLOBAL]:
+                fields.pop("rope_theta_global")
         return fields
 
     def _check(self) -> None:
         super()._check()
         if self.rope_interleave is not True:
             raise ConfigError("rope_interleave", self.rope_interleave, "true: RoPE turns neighbouring pairs")
-        if self.tie_word_embeddings:
-            raise ConfigError("tie_word_embeddings", True, "false: VAETKI has a head of its own")
-        if self.hidden_act != "silu":
-            raise ConfigError("hidden_act", self.hidden_act, "'silu'")
+        self._check_gate_and_head()
         if self.qk_rope_head_dim % 2:
             raise ConfigError("qk_rope_head_dim", self.qk_rope_head_dim, "even: RoPE turns pairs")
         if self.num_experts_per_tok > self.n_routed_experts:
@@ -190,14 +214,37 @@ class VaetkiConfig(FamilyConfig):
                 self.num_experts_per_tok,
                 f"at most n_routed_experts ({self.n_routed_experts})",
             )
-        dense = self.first_k_dense_replace
-        if not is_integer(dense) or not 0 <= dense <= self.num_hidden_layers:
-            raise ConfigError("first_k_dense_replace", dense, f"from 0 to num_hidden_layers ({self.num_hidden_layers})")
+        self._check_dense_layers()
         coefficient = self.router_aux_loss_coef
         if not is_number(coefficient) or coefficient < 0:
             raise ConfigError("router_aux_loss_coef", coefficient, "a number of 0 or more")
         self._check_layer_types()
         self._check_rope_scaling()
+
+
+def _by_layer_type(parameters: Any) -> dict[str, dict[str, Any]]:
+    """``rope_parameters`` of local and of global layers: as they stand, or one object for all taken apart.
+
+    Raises:
+        ConfigError: they are neither.
+    """
+    given = {} if parameters is None else parameters
+    if isinstance(given, dict) and not given.keys() & {LOCAL, GLOBAL}:
+        local = {name: given[name] for name in ("rope_theta",) if name in given}
+        return {LOCAL: local, GLOBAL: {name: value for name, value in given.items() if name not in local}}
+    for_type = {LOCAL: {}, GLOBAL: {}, **given} if isinstance(given, dict) else {}
+    if len(for_type) != 2 or not all(isinstance(each, dict) for each in for_type.values()):
+        raise ConfigError("rope_parameters", parameters, f"null, an object, or an object for {LOCAL} and {GLOBAL} each")
+    return for_type
+
+
+def _scaling(parameters: dict[str, Any]) -> dict[str, Any] | None:
+    """The scaling among RoPE parameters, in the spelling of ``rope_scaling``."""
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if kind == "default":
+        return None
+    rest = {name: value for name, value in parameters.items() if name not in ("rope_theta", "type")}
+    return rest | {"rope_type": kind}
 
 
 ARCHITECTURE_FIELDS = VaetkiConfig.architecture_fields

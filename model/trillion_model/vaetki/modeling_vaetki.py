@@ -9,24 +9,21 @@ import functools
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from transformers import DynamicCache, GenerationMixin, PreTrainedModel
-from transformers import initialization as init
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers import DynamicCache
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.output_capturing import OutputRecorder
 
 from trillion_model.cache import LatentCache
-from trillion_model.configuration import GLOBAL, LOCAL
+from trillion_model.configuration import LOCAL
 from trillion_model.layers.attention import eager_attention
+from trillion_model.layers.decoder import PeriNormLayer
 from trillion_model.layers.feed_forward import SwiGLU
 from trillion_model.layers.moe import Experts, SigmoidRouter, mean_load_balancing_loss
 from trillion_model.layers.norm import ZeroCentredRMSNorm
-from trillion_model.layers.rope import RopeParameters, RotaryEmbedding, rope_parameters, rotate_interleaved
+from trillion_model.layers.rope import RopeParameters, rope_parameters, rotate_interleaved
+from trillion_model.modeling import FamilyForCausalLM, FamilyModel
 from trillion_model.vaetki.configuration_vaetki import VaetkiConfig
 
 
@@ -35,6 +32,7 @@ def layer_rope_parameters(config: VaetkiConfig, layer_type: str) -> RopeParamete
     if layer_type == LOCAL:
         assert config.rope_theta is not None
         return rope_parameters(config.qk_rope_head_dim, config.rope_theta)
+    assert config.rope_theta_global is not None
     return rope_parameters(
         config.qk_rope_head_dim,
         config.rope_theta_global,
@@ -46,14 +44,6 @@ def layer_rope_parameters(config: VaetkiConfig, layer_type: str) -> RopeParamete
 def softmax_scale(config: VaetkiConfig, layer_type: str) -> float:
     """Factor on attention scores before the softmax."""
     return config.qk_head_dim**-0.5 * layer_rope_parameters(config, layer_type).score_scale
-
-
-class VaetkiRotaryEmbedding(RotaryEmbedding):
-    """RoPE of local or global layers, which remembers which of the two it is."""
-
-    def __init__(self, config: VaetkiConfig, layer_type: str) -> None:
-        super().__init__(layer_rope_parameters(config, layer_type))
-        self.layer_type = layer_type
 
 
 class VaetkiMoE(nn.Module):
@@ -139,149 +129,52 @@ class VaetkiAttention(nn.Module):
         return torch.cat((k_nope, k_rope.expand(-1, k_nope.shape[1], -1, -1)), dim=-1), v
 
 
-class VaetkiDecoderLayer(GradientCheckpointingLayer):
-    """One Peri-LN layer."""
+class VaetkiDecoderLayer(PeriNormLayer):
+    """One layer: latent attention, and experts or a dense feed-forward."""
 
     def __init__(self, config: VaetkiConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.self_attn = VaetkiAttention(config, layer_idx)
-        self.mlp: nn.Module = (
-            VaetkiMoE(config) if config.is_moe(layer_idx) else SwiGLU(config.hidden_size, config.intermediate_size)
+        super().__init__(
+            VaetkiAttention(config, layer_idx),
+            VaetkiMoE(config) if config.is_moe(layer_idx) else SwiGLU(config.hidden_size, config.intermediate_size),
+            functools.partial(ZeroCentredRMSNorm, config.hidden_size, config.rms_norm_eps),
         )
-        norm = functools.partial(ZeroCentredRMSNorm, config.hidden_size, config.rms_norm_eps)
-        self.input_layernorm = norm()
-        self.post_attention_layernorm = norm()
-        self.pre_mlp_layernorm = norm()
-        self.post_mlp_layernorm = norm()
-
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        attended, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
-        hidden_states = hidden_states + self.post_attention_layernorm(attended)
-        return hidden_states + self.post_mlp_layernorm(self.mlp(self.pre_mlp_layernorm(hidden_states)))
 
 
-class VaetkiPreTrainedModel(PreTrainedModel):
-    """What Transformers needs to know of VAETKI: initial weights and what can be recorded."""
-
-    config: VaetkiConfig
-    config_class = VaetkiConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar[list[str]] = ["VaetkiDecoderLayer"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_record_outputs: ClassVar[dict[str, Any]] = {
-        "hidden_states": VaetkiDecoderLayer,
-        "attentions": VaetkiAttention,
-        "router_logits": OutputRecorder(SigmoidRouter, index=0),
-    }
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        std = self.config.initializer_range
-        if isinstance(module, ZeroCentredRMSNorm):
-            init.zeros_(module.weight)
-        elif isinstance(module, SigmoidRouter):
-            init.normal_(module.weight, mean=0.0, std=std)
-        elif isinstance(module, Experts):
-            init.normal_(module.gate_up_proj, mean=0.0, std=std)
-            init.normal_(module.down_proj, mean=0.0, std=std)
-        elif isinstance(module, VaetkiRotaryEmbedding):
-            # No checkpoint holds this buffer, and ``from_pretrained`` fills it by the module that owns it only.
-            init.copy_(module.inv_freq, layer_rope_parameters(self.config, module.layer_type).inv_freq)
-
-
-class VaetkiModel(VaetkiPreTrainedModel):
+class VaetkiModel(FamilyModel):
     """Token ids to final hidden states.
 
     Args:
         config: the architecture.
     """
 
-    def __init__(self, config: VaetkiConfig) -> None:
-        super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(VaetkiDecoderLayer(config, i) for i in range(config.num_hidden_layers))
-        self.norm = ZeroCentredRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary_emb = nn.ModuleDict({kind: VaetkiRotaryEmbedding(config, kind) for kind in (LOCAL, GLOBAL)})
-        self.gradient_checkpointing = False
-        self.post_init()
+    config: VaetkiConfig
+    layer_class = VaetkiDecoderLayer
+    norm_class = ZeroCentredRMSNorm
+    cache_class = LatentCache
+    output_class = MoeModelOutputWithPast
+    _supports_flash_attn = False  # a head's value is shorter than its key
+    _no_split_modules: ClassVar[list[str]] = ["VaetkiDecoderLayer"]
+    _can_record_outputs: ClassVar[dict[str, Any]] = {
+        "hidden_states": VaetkiDecoderLayer,
+        "attentions": VaetkiAttention,
+        "router_logits": OutputRecorder(SigmoidRouter, index=0),
+    }
 
-    @merge_with_config_defaults
-    @capture_outputs
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: DynamicCache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        **kwargs: Any,
-    ) -> MoeModelOutputWithPast:
-        """Run all layers.
-
-        Without ``attention_mask``, ``position_ids`` that start again within a row separate packed documents.
-
-        Args:
-            input_ids: (batch, seq); or give ``inputs_embeds`` (batch, seq, hidden).
-            attention_mask: (batch, past + seq), 0 on padding.
-            position_ids: (batch, seq).
-            past_key_values: a :class:`LatentCache`; made when absent and ``use_cache``.
-        """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-        if position_ids is None:
-            start = 0 if past_key_values is None else past_key_values.get_seq_length()
-            position_ids = torch.arange(start, start + inputs_embeds.shape[1], device=inputs_embeds.device)[None]
-
-        mask_inputs = {
-            "config": self.config,
-            "inputs_embeds": inputs_embeds,
-            "attention_mask": attention_mask,
-            "past_key_values": past_key_values,
-            "position_ids": position_ids,
-        }
-        makers = {LOCAL: create_sliding_window_causal_mask, GLOBAL: create_causal_mask}
-        kinds = self.config.layer_types or []
-        masks = {kind: make(**mask_inputs) for kind, make in makers.items() if kind in kinds}
-        rotations = {kind: self.rotary_emb[kind](position_ids) for kind in masks}
-
-        # After the masks: with a cache given, they would take restarting positions for padding, not for packing.
-        if use_cache and past_key_values is None:
-            past_key_values = LatentCache(self.config)
-
-        hidden_states = inputs_embeds
-        for kind, layer in zip(kinds, self.layers, strict=True):
-            hidden_states = layer(
-                hidden_states,
-                position_embeddings=rotations[kind],
-                attention_mask=masks[kind],
-                past_key_values=past_key_values,
-                **kwargs,
-            )
-        return MoeModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
-        )
+    @staticmethod
+    def rope(config: VaetkiConfig, kind: str) -> RopeParameters:
+        return layer_rope_parameters(config, kind)
 
 
-class VaetkiForCausalLM(VaetkiPreTrainedModel, GenerationMixin):
+class VaetkiForCausalLM(FamilyForCausalLM):
     """VAETKI with its language-model head, whose logits are float32.
 
     Args:
         config: the architecture.
     """
 
-    def __init__(self, config: VaetkiConfig) -> None:
-        super().__init__(config)
-        self.model = VaetkiModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+    config: VaetkiConfig
+    model_class = VaetkiModel
+    _supports_flash_attn = False
 
     def forward(
         self,
@@ -298,44 +191,24 @@ class VaetkiForCausalLM(VaetkiPreTrainedModel, GenerationMixin):
         it from ``router_logits`` with :func:`trillion_model.layers.moe.mean_load_balancing_loss`.
 
         Args:
-            input_ids: (batch, seq).
-            labels: (batch, seq), -100 where there is nothing to predict; shifted inside.
-            logits_to_keep: number of last positions, or their indices, to compute logits for; 0 is all.
-            kwargs: as :meth:`VaetkiModel.forward`.
+            output_router_logits: the configuration's when None.
+            input_ids, labels, logits_to_keep, kwargs: as :meth:`FamilyForCausalLM.forward`.
         """
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits
         outputs = self.model(input_ids=input_ids, output_router_logits=output_router_logits, **kwargs)
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        hidden_states = outputs.last_hidden_state[:, kept]
-        logits = F.linear(hidden_states.float(), self.lm_head.weight.float())
-
-        loss = aux_loss = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
+        fields = self.predict(outputs, labels, logits_to_keep, **kwargs)
+        aux_loss = None
         if output_router_logits and outputs.router_logits:
-            mask = kwargs.get("attention_mask")
-            aux_loss = mean_load_balancing_loss(
-                outputs.router_logits,
-                self.config.num_experts_per_tok,
-                mask=None if mask is None else mask[:, -logits.shape[1] :].flatten().bool(),
-            )
-            if loss is not None:
-                loss = loss + self.config.router_aux_loss_coef * aux_loss
-        return MoeCausalLMOutputWithPast(
-            loss=loss,
-            aux_loss=aux_loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            router_logits=outputs.router_logits,
-        )
+            aux_loss = self._balance_loss(outputs, kwargs.get("attention_mask"))
+            if labels is not None:
+                fields["loss"] = fields["loss"] + self.config.router_aux_loss_coef * aux_loss
+        return MoeCausalLMOutputWithPast(aux_loss=aux_loss, router_logits=outputs.router_logits, **fields)
 
-    def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict, *args: Any, **kwargs: Any
-    ) -> Any:
-        prepared = super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        if type(model_kwargs.get("past_key_values")) is DynamicCache:
-            model_kwargs["past_key_values"] = LatentCache(self.config)
-        return prepared
+    def _balance_loss(self, outputs: MoeModelOutputWithPast, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        seq = outputs.last_hidden_state.shape[1]
+        return mean_load_balancing_loss(
+            outputs.router_logits,
+            self.config.num_experts_per_tok,
+            mask=None if attention_mask is None else attention_mask[:, -seq:].flatten().bool(),
+        )
