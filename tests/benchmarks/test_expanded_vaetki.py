@@ -1,6 +1,7 @@
 """The baseline of the benchmarks is the same model: only what it caches differs."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 import trillion_model
 from benchmarks import expanded_vaetki
 from support import vllm_engines
+from support.engine_parity import assert_agrees
 from support.tiny_vaetki import published_weights, tiny_model
 from support.vaetki_reference import reference_logits
 
@@ -30,13 +32,7 @@ def test_the_baseline_agrees_with_the_reference_and_caches_every_head(tmp_path):
         answers = engines.submit(vllm_engines.run, options, prompts, 12).result()
         groups = engines.submit(vllm_engines.report, options).result().groups
 
-    weights = published_weights(model)
-    for prompt, answer in zip(prompts, answers, strict=True):
-        ids = torch.tensor(prompt + answer.tokens)
-        expected = reference_logits(model.config, weights, ids).log_softmax(-1)[:-1]
-        assert expected[-12:].argmax(-1).tolist() == answer.tokens
-        given = torch.tensor(answer.prompt_logprobs + answer.logprobs, dtype=torch.float64)
-        assert (given - expected.gather(1, ids[1:, None])[:, 0]).abs().max() < 1e-4
+    assert_agrees(partial(reference_logits, model.config, published_weights(model)), prompts, answers)
     keys_and_values = 2 * model.config.num_attention_heads * model.config.qk_head_dim
     assert {group.bytes_per_token for group in groups} == {keys_and_values * 4}
     assert {group.spec for group in groups} == {"SlidingWindowSpec", "FullAttentionSpec"}

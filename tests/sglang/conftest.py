@@ -14,7 +14,8 @@ from support.sglang_server import SglangServer
 
 collect_ignore_glob = [] if any(distributions(name="sglang")) else ["test_*.py"]
 
-EOS = 3
+TOKENS = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
+"""As the tokenizer has them."""
 VOCABULARY = 512
 """As many as the tokenizer has at most."""
 
@@ -32,7 +33,7 @@ def models() -> dict[str, torch.nn.Module]:
     """A tiny model of each family, random weights in float32."""
     torch.set_num_threads(1)  # more of them, beside a server, only wait for each other at these sizes
     return {
-        "vaetki": tiny_vaetki.tiny_model(vocab_size=VOCABULARY, eos_token_id=EOS),
+        "vaetki": tiny_vaetki.tiny_model(vocab_size=VOCABULARY, **TOKENS),
         "trillion_7b": tiny_trillion.tiny_model(vocab_size=VOCABULARY, num_nextn_predict_layers=0),
         "tri70b": tiny_tri70b.tiny_model(vocab_size=VOCABULARY),
         "gravity": tiny_gravity.tiny_model(

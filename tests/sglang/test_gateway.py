@@ -10,10 +10,12 @@ import pytest
 from openai import OpenAI
 
 from support.sglang_server import SglangServer
+from trillion_serve.chat.tokenizer import ChatTokenizer
 
 pytestmark = pytest.mark.engine
 
 SCHEMA = {"type": "object", "properties": {"수": {"enum": [1, 2]}}, "required": ["수"], "additionalProperties": False}
+FORM = {"type": "json_schema", "json_schema": {"name": "count", "schema": SCHEMA, "strict": True}}
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +58,26 @@ def test_a_thinking_budget_holds(client):
 
 
 def test_json_keeps_to_its_schema_after_the_reasoning(client):
-    format = {"type": "json_schema", "json_schema": {"name": "count", "schema": SCHEMA, "strict": True}}
-    answer = ask(client, max_tokens=96, response_format=format, extra_body={"thinking_token_budget": 8})
+    answer = ask(client, max_tokens=96, response_format=FORM, extra_body={"thinking_token_budget": 8})
     jsonschema.validate(json.loads(answer.choices[0].message.content), SCHEMA)
+
+
+@pytest.mark.parametrize(("bias", "finish"), [(100, "tool_calls"), (-100, "stop")])
+def test_beside_a_schema_the_model_calls_or_answers_in_json(client, tokenizer_dir, bias, finish):
+    tag = ChatTokenizer.load(str(tokenizer_dir)).encode("<tool_call>")[0]
+    answer = ask(
+        client,
+        max_tokens=96,
+        temperature=1.0,
+        tools=[{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}],
+        parallel_tool_calls=False,
+        response_format=FORM,
+        logit_bias={str(tag): bias},
+    )
+    (choice,) = answer.choices
+    assert choice.finish_reason == finish
+    texts = [call.function.arguments for call in choice.message.tool_calls or ()] or [choice.message.content]
+    jsonschema.validate(json.loads(texts[0]), SCHEMA)
 
 
 def test_log_probabilities_come_with_the_tokens(client):

@@ -3,28 +3,31 @@
 import asyncio
 import json
 import re
+from collections.abc import Awaitable
 from contextlib import aclosing
 
 import jsonschema
 import pytest
-import torch
 
+from support import adapter_answers
+from support.adapter_answers import (
+    CITY,
+    assert_a_prompt_is_cached_the_second_time,
+    assert_answers_and_scores_are_the_models,
+    assert_stop_tokens_end_an_answer,
+    text_within,
+    tokens,
+)
 from support.sglang_server import CONTEXT, POOL, SglangServer
 from trillion_serve.chat.tokenizer import ChatTokenizer
 from trillion_serve.engines.http import HttpOptions
 from trillion_serve.engines.http_sglang import SglangHttpEngine
-from trillion_serve.engines.protocol import GenerateRequest, Grammar, SamplingParams, TokenDelta, TokenLogprob
-from trillion_serve.errors import RequestRefusedError
+from trillion_serve.engines.protocol import GenerateRequest, Grammar, SamplingParams, TokenDelta
+from trillion_serve.errors import EngineError, RequestRefusedError
 
 pytestmark = pytest.mark.engine
 
 PROMPT = tuple(range(20, 180))
-SCHEMA = {
-    "type": "object",
-    "properties": {"city": {"enum": ["서울", "부산"]}, "name": {"type": "string", "maxLength": 8}},
-    "required": ["city", "name"],
-    "additionalProperties": False,
-}
 
 
 @pytest.fixture(scope="module")
@@ -41,46 +44,19 @@ async def engine(server: SglangServer):
 
 
 async def answer(engine, request_id: str, prompt=PROMPT, **sampling) -> list[TokenDelta]:
-    params = SamplingParams(**{"max_tokens": 12, "temperature": 0.0} | sampling)
-    async with aclosing(engine.generate(GenerateRequest(request_id, prompt, params))) as deltas:
-        return [delta async for delta in deltas]
-
-
-def tokens(deltas: list[TokenDelta]) -> tuple[int, ...]:
-    return sum((delta.token_ids for delta in deltas), ())
-
-
-def assert_scores(scored: list[TokenLogprob], rows: torch.Tensor) -> None:
-    for entry, row in zip(scored, rows, strict=True):
-        best = row.topk(2)
-        assert entry.logprob == pytest.approx(row[entry.token_id].item(), abs=1e-4)
-        assert [logprob for _, logprob in entry.top] == pytest.approx(best.values.tolist(), abs=1e-4)
-        assert entry.top[0][0] == best.indices[0].item()
+    return await adapter_answers.answer(engine, request_id, prompt, **sampling)
 
 
 async def test_answers_and_log_probabilities_are_the_models_own(models, engine):
-    deltas = await answer(engine, "greedy", top_logprobs=2)
-    assert len(tokens(deltas)) == 12
-    assert deltas[-1].finish_reason == "length"
-    with torch.no_grad():
-        rows = models["vaetki"](torch.tensor([PROMPT + tokens(deltas)])).logits[0].float().log_softmax(-1)
-    assert tokens(deltas) == tuple(rows[len(PROMPT) - 1 : -1].argmax(-1).tolist())
-    assert_scores([entry for delta in deltas for entry in delta.logprobs or ()], rows[len(PROMPT) - 1 : -1])
-    assert_scores(await engine.score(PROMPT, 2), rows[: len(PROMPT) - 1])
+    await assert_answers_and_scores_are_the_models(engine, models["vaetki"], PROMPT)
 
 
 async def test_a_second_time_the_prompt_is_cached(engine):
-    await answer(engine, "warm")
-    again = await answer(engine, "again")
-    assert again[-1].prompt_tokens == len(PROMPT)
-    assert again[-1].cached_tokens >= 128
+    await assert_a_prompt_is_cached_the_second_time(engine, PROMPT)
 
 
 async def test_stop_tokens_end_an_answer_and_come_with_it(engine):
-    first = tokens(await answer(engine, "first"))
-    stopped = await answer(engine, "stopped", stop_token_ids=(first[1],))
-    assert tokens(stopped) == first[: first.index(first[1]) + 1]
-    assert stopped[-1].finish_reason == "stop"
+    await assert_stop_tokens_end_an_answer(engine, PROMPT)
 
 
 async def test_what_sglang_cannot_run_is_refused_and_it_goes_on(engine):
@@ -97,16 +73,11 @@ async def test_what_sglang_cannot_run_is_refused_and_it_goes_on(engine):
 async def test_an_answer_keeps_to_its_grammar_and_ends_with_it(engine, tokenizer_dir, stop_token_ids):
     tokenizer = ChatTokenizer.load(str(tokenizer_dir))
 
-    async def text(grammar: Grammar, seed: int) -> str:
-        asked = {"max_tokens": 200, "temperature": 1.0, "seed": seed, "stop_token_ids": stop_token_ids}
-        deltas = await answer(engine, f"{grammar.kind}{seed}", grammar=grammar, **asked)
-        assert deltas[-1].finish_reason == "stop"
-        ended = tokens(deltas)[-1:] == (3,)
-        assert ended == (3 in stop_token_ids)
-        return tokenizer.backend.decode(list(tokens(deltas)[:-1] if ended else tokens(deltas)))
+    def text(grammar: Grammar, seed: int) -> Awaitable[str]:
+        return text_within(engine, grammar, tokenizer.backend, PROMPT, stop_token_ids, seed)
 
     for seed in range(2):
-        jsonschema.validate(json.loads(await text(Grammar("json_schema", json.dumps(SCHEMA)), seed)), SCHEMA)
+        jsonschema.validate(json.loads(await text(Grammar("json_schema", json.dumps(CITY)), seed)), CITY)
         assert re.fullmatch("[가-힣]{2,4}시", await text(Grammar("regex", "[가-힣]{2,4}시"), seed))
 
 
@@ -114,6 +85,32 @@ async def test_a_grammar_that_cannot_be_enforced_is_refused(engine):
     with pytest.raises(RequestRefusedError):
         await answer(engine, "refused", grammar=Grammar("regex", "(a"))
     assert len(tokens(await answer(engine, "afterwards"))) == 12
+
+
+@pytest.mark.parametrize(
+    ("grammar", "spelled"),
+    [
+        (Grammar("regex", "[가나]{2}[<]tool_call></think>"), r"[가나]{2}<tool_call></think>"),
+        (Grammar("json_schema", '{"enum": ["<tool_call>"]}'), '"<tool_call>"'),
+        (Grammar("ebnf", 'root ::= "<think>" [12]'), "<think>[12]"),
+    ],
+)
+async def test_the_text_of_a_control_token_is_spelled_by_ordinary_ones(engine, tokenizer_dir, grammar, spelled):
+    deltas = await answer(engine, "spelled", grammar=grammar, max_tokens=60, stop_token_ids=(3,))
+    assert deltas[-1].finish_reason == "stop"
+    backend = ChatTokenizer.load(str(tokenizer_dir)).backend
+    assert re.fullmatch(spelled, backend.decode(list(tokens(deltas)), skip_special_tokens=True))
+
+
+async def test_a_grammar_that_breaks_ends_its_request_only(engine):
+    # llguidance finds only as it goes that so many texts are in question at once.
+    rules = [f'r{n} ::= "가" s{n}\ns{n} ::= "나" "{n}"' for n in range(2500)]
+    grammar = Grammar("ebnf", "\n".join(["root ::= " + " | ".join(f"r{n}" for n in range(2500)), *rules]))
+    other = asyncio.create_task(answer(engine, "other", max_tokens=40))
+    with pytest.raises(EngineError) as refusal:
+        await answer(engine, "broken", grammar=grammar)
+    assert re.search(r"cannot be followed.*Current row has \d+ items[^\n]*$", str(refusal.value)[:400])
+    assert len(tokens(await other)) == 40
 
 
 async def test_info_and_stats_are_what_sglang_tells(engine, checkpoints):

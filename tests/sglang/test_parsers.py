@@ -2,9 +2,11 @@
 
 import json
 
+import jsonschema
 import pytest
 from sglang.srt.entrypoints.openai.protocol import Function, Tool
 from sglang.srt.function_call.function_call_parser import FunctionCallParser
+from sglang.srt.function_call.utils import _get_tool_schema
 from sglang.srt.parser.reasoning_parser import ReasoningParser
 
 from trillion_serve.plugins.sglang import parsers
@@ -50,6 +52,13 @@ def test_calls_are_taken_out_of_the_answer():
     text, calls = FunctionCallParser([ADD], parsers.NAME).parse_non_stream(f"먼저.{CALL}\n{CALL}")
     assert text == "먼저."
     assert [(call.name, json.loads(call.parameters)) for call in calls] == [("add", {"a": 1, "b": 2})] * 2
+
+
+@pytest.mark.parametrize("other", [1, {"name": "add"}, {"name": "add", "parameters": {}, "note": ""}])
+def test_the_schema_of_a_call_that_must_come_admits_nothing_else(other):
+    schema = parsers.close(_get_tool_schema(ADD))
+    jsonschema.validate({"name": "add", "parameters": {}}, schema)
+    assert not jsonschema.Draft202012Validator(schema).is_valid(other)
 
 
 def test_a_call_streams():

@@ -9,22 +9,6 @@ from safetensors.torch import load_file, save_file
 from support.sglang_server import SglangServer
 from trillion_serve.plugins.sglang import SglangStartError, check_version
 
-QUANTISED = {
-    "config_groups": {
-        "group_0": {
-            "targets": ["Linear"],
-            "weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"},
-            "input_activations": {
-                "num_bits": 8,
-                "type": "int",
-                "symmetric": True,
-                "strategy": "token",
-                "dynamic": True,
-            },
-        }
-    }
-}
-
 
 def test_another_version_is_refused():
     check_version("0.5.23")
@@ -48,15 +32,29 @@ def test_a_backend_that_ignores_windows_is_refused_with_the_flag_to_use(checkpoi
 
 
 @pytest.mark.engine
-def test_what_only_vllm_has_is_refused(checkpoints, tmp_path):
-    model = shutil.copytree(checkpoints["gravity"], tmp_path / "model")
-    server = SglangServer(model, tmp_path / "log")
-    assert "leave --pp-size out" in server.refusal("--pp-size=2", "--port=1").splitlines()[-1]
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--pp-size=2"], "leave --pp-size out"),
+        (["--quantization=fp8"], "leave --quantization out"),
+        (["--enable-lora", "--max-lora-rank=8", "--lora-target-modules=o_proj"], "leave --enable-lora"),
+    ],
+)
+def test_what_only_vllm_has_is_refused(checkpoints, tmp_path, flags, told):
+    server = SglangServer(checkpoints["gravity"], tmp_path / "log")
+    assert told in server.refusal(*flags, "--port=1").splitlines()[-1]
 
+
+@pytest.mark.engine
+def test_a_checkpoint_quantised_in_another_way_is_refused(checkpoints, tmp_path):
+    model = shutil.copytree(checkpoints["gravity"], tmp_path / "model")
     config = json.loads((model / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "compressed-tensors", "format": "int-quantized"} | QUANTISED
-    (model / "config.json").write_text(json.dumps(config))
-    assert "compressed-tensors weights of Gravity" in server.refusal("--port=1").splitlines()[-1]
+    weights = {"num_bits": 4, "type": "float", "symmetric": True, "strategy": "tensor_group", "group_size": 16}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    stated = {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized", "config_groups": groups}
+    (model / "config.json").write_text(json.dumps(config | {"quantization_config": stated}))
+    told = SglangServer(model, tmp_path / "log").refusal("--port=1").splitlines()[-1]
+    assert "SGLang cannot serve what quantization_config in config.json describes" in told
 
 
 @pytest.mark.engine

@@ -37,9 +37,9 @@ _FLAGS = (
     f"--max-total-tokens={POOL}",
     f"--chunked-prefill-size={CHUNK}",
     "--max-running-requests=8",
-    "--reasoning-parser=vaetki",
-    "--tool-call-parser=vaetki",
 )
+_OURS = ("--reasoning-parser=vaetki", "--tool-call-parser=vaetki")
+"""What our plugin adds to SGLang's command line."""
 _START_SECONDS = 240
 
 
@@ -61,10 +61,12 @@ class SglangServer:
     Args:
         directory: the model's.
         log: where its output goes.
+        ours: whether it loads our plugin.
     """
 
     directory: Path
     log: Path
+    ours: bool = True
     process: subprocess.Popen | None = field(default=None, init=False)
     url: str = field(default="", init=False)
 
@@ -76,7 +78,7 @@ class SglangServer:
         """
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        self.process = self.launch([*_FLAGS, *more, f"--port={port}"])
+        self.process = self.launch([*more, f"--port={port}"])
         deadline = time.monotonic() + _START_SECONDS
         while not self._is_healthy():
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -91,7 +93,9 @@ class SglangServer:
             "SGLANG_USE_CPU_ENGINE": "1",
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
+            "SGLANG_PLUGINS": "" if self.ours else "sglang_cpu",
         }
+        flags = [*_FLAGS, *(_OURS if self.ours else ()), *flags]
         command = [sys.executable, "-m", "sglang.launch_server", f"--model-path={self.directory}", *flags]
         with self.log.open("w") as output:
             return subprocess.Popen(
@@ -100,7 +104,7 @@ class SglangServer:
 
     def refusal(self, *flags: str) -> str:
         """What it prints when it is started with ``flags`` instead, and ends."""
-        process = self.launch([*_FLAGS, *flags])
+        process = self.launch(flags)
         try:
             assert process.wait(_START_SECONDS) != 0
         finally:

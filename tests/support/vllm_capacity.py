@@ -1,6 +1,6 @@
-"""vLLM's own grouping of layers and its own count of a request's blocks, for tests of what we say of them."""
+"""vLLM's own grouping of layers, count of a request's blocks and reading of a command, for tests of what we say."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
@@ -37,3 +37,15 @@ def _blocks_per_request(case: Case) -> tuple[int, int]:
         for group in groups
     )
     return max(len(group.layer_names) for group in groups), blocks
+
+
+def read_command(arguments: list[str]) -> dict[str, object]:
+    """What vLLM's own parser reads of the arguments of ``vllm serve``; it raises ``SystemExit`` at one it refuses."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    read = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
+    read.model = read.model_tag  # as ``vllm serve`` does
+    engine = AsyncEngineArgs.from_cli_args(read)
+    return vars(read) | {"structured_outputs": asdict(engine.structured_outputs_config)}

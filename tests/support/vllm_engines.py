@@ -9,10 +9,14 @@ import logging
 import multiprocessing
 import os
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+
+from trillion_model.sizes import part_of
 
 
 @dataclass(frozen=True)
@@ -61,13 +65,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Report:
-    """What an engine says of itself; ``backends`` names the layers of each."""
+    """What an engine says of itself.
+
+    ``backends`` names the layers of each; ``weights`` are bytes by part of the model as they were loaded, before they
+    are packed for kernels.
+    """
 
     groups: list[Group]
     capacity: int
     blocks: int
     messages: list[str]
     backends: dict[str, list[str]]
+    weights: dict[str, int]
 
 
 def pool() -> ProcessPoolExecutor:
@@ -107,6 +116,17 @@ def run(
     return [_answer(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
 
 
+def sampled(options: Options, prompts: list[list[int]], max_tokens: int, seed: int) -> list[list[int]]:
+    """Tokens drawn for ``prompts`` together, each by a generator of its own with this seed."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(max_tokens=max_tokens, temperature=1, seed=seed, ignore_eos=True, detokenize=False)
+    requests = [{"prompt_token_ids": prompt} for prompt in prompts]
+    return [
+        list(output.outputs[0].token_ids) for output in _engine(options)[0].generate(requests, params, use_tqdm=False)
+    ]
+
+
 def report(options: Options) -> Report:
     """The cache groups and capacity of an engine, and what the plugin logged of them."""
     engine, messages = _engine(options)
@@ -131,7 +151,18 @@ def report(options: Options) -> Report:
         blocks=config.num_gpu_blocks,
         messages=messages,
         backends=backends,
+        weights=_LOADED[options],
     )
+
+
+def logits_dtype(options: Options) -> torch.dtype:
+    """What an engine's logits are computed in."""
+
+    def compute(model: torch.nn.Module) -> torch.dtype:
+        weight = model.model.norm.weight
+        return model.compute_logits(weight[None]).dtype
+
+    return _engine(options)[0].apply_model(compute)[0]
 
 
 def refusal(options: Options, adapter: str) -> tuple[str, str]:
@@ -177,13 +208,32 @@ def _number(adapter: str) -> int:
     return zlib.crc32(adapter.encode()) + 1
 
 
-@functools.cache
-def _engine(options: Options):
-    from vllm import LLM
+_LOADED: dict[Options, dict[str, int]] = {}
 
-    from support import fused_vaetki
 
-    messages: list[str] = []
+@contextmanager
+def _weighing(options: Options) -> Iterator[None]:
+    """Note what an engine of this process loads, for :func:`report`."""
+    from vllm.model_executor.model_loader import base_loader
+
+    loaded = _LOADED[options] = {}
+    pack = base_loader.process_weights_after_loading
+
+    def weigh(model: torch.nn.Module, *args) -> None:
+        for name, tensor in model.named_parameters():
+            loaded[part_of(name)] = loaded.get(part_of(name), 0) + tensor.nbytes
+        pack(model, *args)
+
+    base_loader.process_weights_after_loading = weigh
+    try:
+        yield
+    finally:
+        base_loader.process_weights_after_loading = pack
+
+
+@contextmanager
+def _noting(messages: list[str]) -> Iterator[None]:
+    """Add what our plugin logs of an engine's capacity."""
 
     def note(record: logging.LogRecord) -> bool:
         messages.append(f"{record.levelname}: {record.getMessage()}")
@@ -193,6 +243,19 @@ def _engine(options: Options):
     capacity = logging.getLogger("vllm.trillion_serve.plugins.vllm.capacity")
     capacity.addFilter(note)
     try:
+        yield
+    finally:
+        capacity.removeFilter(note)
+
+
+@functools.cache
+def _engine(options: Options):
+    from vllm import LLM
+
+    from support import fused_vaetki
+
+    messages: list[str] = []
+    with _noting(messages), _weighing(options):
         engine = LLM(
             options.model,
             dtype=options.dtype,
@@ -214,8 +277,6 @@ def _engine(options: Options):
             enable_expert_parallel=options.expert_parallel,
             hf_overrides={"architectures": [fused_vaetki.register()]} if options.fused else {},
         )
-    finally:
-        capacity.removeFilter(note)
     return engine, messages
 
 

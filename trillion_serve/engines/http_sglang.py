@@ -6,12 +6,16 @@ It notices a closed connection only after seconds, so requests are stopped by ``
 A prompt with a token beyond the model's vocabulary ends the whole server, so such prompts are not sent.
 
 How a grammar is enforced is up to the server. Start it with ``--grammar-backend llguidance
---constrained-json-disable-any-whitespace``, for the reasons that ``VllmOptions`` gives.
+--constrained-json-disable-any-whitespace``, for the reasons that ``VllmOptions`` gives. Without our plugin that backend
+ends the whole server at a grammar that leaves no choice but a control token's text, so no grammar that spells one is
+sent to such a server.
 """
 
+import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -19,7 +23,15 @@ import msgspec
 from trillion_serve.engines.grammar import check_grammar
 from trillion_serve.engines.http import HttpEngine, check_scorable, error_of
 from trillion_serve.engines.http_stream import LEAST_LOGPROB, Answer
-from trillion_serve.engines.protocol import EngineInfo, EngineStats, FinishReason, GenerateRequest, TokenLogprob
+from trillion_serve.engines.protocol import (
+    EngineInfo,
+    EngineStats,
+    FinishReason,
+    GenerateRequest,
+    Grammar,
+    TokenDelta,
+    TokenLogprob,
+)
 from trillion_serve.errors import EngineError, EngineStartError, EngineUnavailableError, RequestRefusedError
 
 logger = logging.getLogger(__name__)
@@ -67,6 +79,16 @@ class _ServerInfo(msgspec.Struct):
     served_model_name: str | None = None
     context_length: int | None = None
     dtype: str = "unknown"
+    grammar_backend: str | None = None
+    grammars_may_spell_control_tokens: bool = False
+
+
+class _Tokens(msgspec.Struct):
+    tokens: list[int]
+
+
+class _Text(msgspec.Struct):
+    text: str
 
 
 class _Load(msgspec.Struct):
@@ -100,6 +122,24 @@ class SglangHttpEngine(HttpEngine):
     generate_path = "/generate"
 
     _vocabulary: int | None = None
+    _fears_control_tokens = False
+
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
+        """Continue the prompt, as every HTTP engine does.
+
+        Raises:
+            RequestRefusedError: also if the grammar spells a control token and the server would end at it.
+        """
+        if self._fears_control_tokens and request.sampling.grammar is not None:
+            return self._generate_checked(request)
+        return super().generate(request)
+
+    async def _generate_checked(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
+        if grammar := check_grammar(request.sampling):
+            await self._check_spelling(grammar)
+        async with aclosing(super().generate(request)) as deltas:
+            async for delta in deltas:
+                yield delta
 
     async def score(self, token_ids: Sequence[int], top_logprobs: int = 0) -> list[TokenLogprob]:
         """Log-probabilities of the prompt's own tokens, from the second on."""
@@ -147,6 +187,9 @@ class SglangHttpEngine(HttpEngine):
         if context is None:
             raise EngineStartError(f"{self._url} does not say how long its context is; start it with --context-length")
         self._vocabulary = await self._fetch_vocabulary()
+        self._fears_control_tokens = (
+            server.grammar_backend == "llguidance" and not server.grammars_may_spell_control_tokens
+        )
         return EngineInfo(
             engine=f"sglang {server.version}",
             model=server.model_path,
@@ -174,6 +217,23 @@ class SglangHttpEngine(HttpEngine):
         if unknown is not None:
             raise RequestRefusedError(
                 f"token id {unknown} is out of vocabulary: the model knows 0 to {self._vocabulary - 1}"
+            )
+
+    async def _check_spelling(self, grammar: Grammar) -> None:
+        """Ask the server, which alone knows its control tokens. A spelling in disguise, ``[<]think>``, is not seen."""
+        if grammar.kind == "json_schema":
+            text = json.dumps(json.loads(grammar.value), ensure_ascii=False)
+        else:
+            text = re.sub(r"\\(\W)", r"\1", grammar.value)
+        read = await self._fetch_as(_Tokens, "/tokenize", {"prompt": text, "add_special_tokens": False})
+        shown, plain = [
+            (await self._fetch_as(_Text, "/detokenize", {"tokens": read.tokens, "skip_special_tokens": skip})).text
+            for skip in (False, True)
+        ]
+        if shown != plain:
+            raise RequestRefusedError(
+                f"the grammar ({grammar.kind}) spells a control token of the model, at which {self._url} would end; "
+                "change it, or install trillion-serve beside SGLang there"
             )
 
     async def _stop_upstream(self, request_id: str) -> None:

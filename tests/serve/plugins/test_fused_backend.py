@@ -7,7 +7,7 @@ import torch
 from vllm.v1.attention.backend import AttentionCGSupport
 
 from trillion_model.errors import ConfigError
-from trillion_serve.plugins.vllm import latent_attention
+from trillion_serve.plugins.vllm import latent_attention, latent_plan
 from trillion_serve.plugins.vllm.backend import LatentImpl
 from trillion_serve.plugins.vllm.fused_backend import (
     FusedBackend,
@@ -55,7 +55,7 @@ def planned(table: torch.Tensor, most_keys: int = 10**6, slack: int = 0) -> list
 @pytest.mark.parametrize("slack", [0, 3])
 @pytest.mark.parametrize("most_keys", [1, 60, 10**6])
 def test_a_plan_names_what_the_cpus_does(block_table, most_keys, slack):
-    expected = latent_attention.plan_prefill(block_table, LENGTHS, [start - 7 for start in starts()], BLOCK, WINDOW)
+    expected = latent_plan.plan_prefill(block_table, LENGTHS, [start - 7 for start in starts()], BLOCK, WINDOW)
     requests = iter(expected)
     for chunk in planned(block_table, most_keys, slack):
         rows = chunk.rows.start
@@ -132,7 +132,7 @@ def prefilled(table: torch.Tensor, cache: torch.Tensor, q: torch.Tensor, flash=N
 def test_prefill_is_the_cpus(block_table, flash):
     q = torch.randn(sum(QUERIES), HEADS, NOPE + ROPE)
     cache = torch.randn(1 + block_table.numel(), BLOCK, RANK + ROPE)
-    requests = latent_attention.plan_prefill(block_table, LENGTHS, [s - 7 for s in starts()], BLOCK, WINDOW)
+    requests = latent_plan.plan_prefill(block_table, LENGTHS, [s - 7 for s in starts()], BLOCK, WINDOW)
     expected = torch.empty(len(q), HEADS, VALUE)
     latent_attention.prefill(q, cache.view(-1, RANK + ROPE), requests, impl(LatentImpl)._expand, WINDOW, 0.1, expected)
     torch.testing.assert_close(prefilled(block_table, cache, q, flash), expected.view(len(q), -1))

@@ -3,17 +3,17 @@
 On a CPU vLLM turns chunked prefill and prefix caching off for latent attention, so neither is tested here.
 """
 
-import json
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-import trillion_model
 from support import vllm_engines
-from support.tiny_gravity import tiny_model
+from support.engine_parity import assert_agrees, assert_as_close_as_plain_pytorch, compare, random_prompts, saved
+from support.plan_parity import assert_planned
+from support.tiny_gravity import YARN, deepseek_logits, tiny_model
 from support.vllm_engines import Answer, Options
 
 pytestmark = pytest.mark.engine
@@ -25,15 +25,16 @@ STACKED = "model.layers.2.mlp.experts."
 
 @pytest.fixture(scope="module")
 def model():
-    """One dense layer and two with experts, of which the second's are in the file as modules hold them: stacked."""
-    return tiny_model()
+    """With all that such a file may have: factors of the query, groups of experts, YaRN.
+
+    One dense layer and two with experts, of which the second's are in the file as modules hold them: stacked.
+    """
+    return tiny_model(q_lora_rank=32, n_group=4, topk_group=2, rope_parameters=YARN)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(model, tmp_path_factory) -> Path:
-    trillion_model.register()
-    directory = tmp_path_factory.mktemp("gravity")
-    model.save_pretrained(directory)
+    directory = saved(model, tmp_path_factory.mktemp("gravity"))
     file = directory / "model.safetensors"
     tensors = {name: tensor for name, tensor in load_file(file).items() if not name.startswith(STACKED)}
     tensors |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(STACKED)}
@@ -48,8 +49,7 @@ def options(checkpoint) -> Options:
 
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(3, 320, (n,), generator=generator).tolist() for n in LENGTHS]
+    return random_prompts(LENGTHS)
 
 
 @pytest.fixture(scope="module")
@@ -57,39 +57,36 @@ def answers(engines, options, prompts) -> list[Answer]:
     return engines.submit(vllm_engines.run, options, prompts, NEW_TOKENS).result()
 
 
-@torch.no_grad()
-def compare(model, prompts: list[list[int]], answers: list[Answer], **wrong) -> tuple[int, torch.Tensor]:
-    """Tokens that Transformers would not have chosen, and every log-probability's distance from its own."""
-    fields = json.loads(model.config.to_json_string(use_diff=False)) | wrong
-    fields.pop("model_type")
-    reference = DeepseekV3ForCausalLM(DeepseekV3Config(**fields)).eval()
-    reference.load_state_dict(model.state_dict())
-    mismatches, distances = 0, []
-    for prompt, answer in zip(prompts, answers, strict=True):
-        ids = torch.tensor(prompt + answer.tokens)
-        expected = reference(ids[None]).logits[0].double().log_softmax(-1)[:-1]
-        new = len(answer.tokens)
-        mismatches += int((expected[-new:].argmax(-1) != ids[-new:]).sum())
-        given = torch.tensor(answer.prompt_logprobs + answer.logprobs, dtype=torch.float64)
-        distances.append((given - expected.gather(1, ids[1:, None])[:, 0]).abs())
-    return mismatches, torch.cat(distances)
-
-
 def test_float32_agrees_with_transformers(model, prompts, answers):
-    mismatches, distances = compare(model, prompts, answers)
-    assert len(distances) == sum(LENGTHS) - len(LENGTHS) + NEW_TOKENS * len(LENGTHS)
-    assert mismatches == 0
-    assert distances.max() < 1e-4
+    assert [len(answer.prompt_logprobs) for answer in answers] == [length - 1 for length in LENGTHS]
+    assert {len(answer.tokens) for answer in answers} == {len(answer.logprobs) for answer in answers} == {NEW_TOKENS}
+    assert_agrees(deepseek_logits(model), prompts, answers)
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"routed_scaling_factor": 2.4}, {"rope_parameters": {"rope_type": "default", "rope_theta": 9_000.0}}],
-    ids=["experts", "rope"],
+    [
+        {"routed_scaling_factor": 2.4},
+        {"n_group": 1, "topk_group": 1},
+        {"rope_parameters": YARN | {"rope_theta": 9_000.0}},
+        {"rope_parameters": YARN | {"mscale_all_dim": 0.9}},
+    ],
+    ids=["experts", "groups", "rope", "yarn"],
 )
 def test_a_reference_with_one_thing_wrong_disagrees(model, prompts, answers, wrong):
-    _, distances = compare(model, prompts, answers, **wrong)
+    _, distances = compare(deepseek_logits(model, **wrong), prompts, answers)
     assert distances.max() > 1e-2
+
+
+def test_bfloat16_is_as_close_as_plain_pytorch_in_bfloat16(engines, model, tmp_path, prompts):
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    options = Options(str(saved(half, tmp_path)), dtype="bfloat16")
+    answers = engines.submit(vllm_engines.run, options, prompts, NEW_TOKENS).result()
+    assert_as_close_as_plain_pytorch(half, deepseek_logits(half), prompts, answers, bound=0.06)
+
+
+def test_it_takes_the_memory_that_was_planned(engines, options):
+    assert_planned(engines, options)
 
 
 def test_every_layer_caches_a_latent(engines, options, model):

@@ -4,8 +4,8 @@
 activations alone, so only float16 rounding is left. Experts are dequantised as they load, see quantized_experts.py.
 """
 
-import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,14 +15,15 @@ from transformers import AutoTokenizer
 
 import trillion_model
 from support import tiny_gravity, tiny_tri70b, tiny_trillion, vllm_engines
+from support.engine_parity import Reference, compare, random_prompts
+from support.quantised import quantise_in_place
 from support.tiny_vaetki import tiny_model
 from support.vaetki_reference import reference_logits
 from support.vllm_engines import Answer, Options
 from trillion_convert.checkpoint import open_checkpoint
 from trillion_convert.quantize.directory import quantize
 from trillion_convert.quantize.plain import PlainTensors
-from trillion_convert.quantize.recipe import Recipe, Scheme, is_quantized, kept_modules, quantization_config
-from trillion_convert.quantize.weights import quantize_weight
+from trillion_convert.quantize.recipe import Recipe, Scheme
 from trillion_convert.verify.torch_runner import TorchRunner
 
 pytestmark = pytest.mark.engine
@@ -59,8 +60,7 @@ def quantised(source, tmp_path_factory) -> dict[Scheme, Path]:
 
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(3, 420, (length,), generator=generator).tolist() for length in LENGTHS]
+    return random_prompts(list(LENGTHS), tokens=range(3, 420))
 
 
 @pytest.fixture(scope="module", params=list(Scheme))
@@ -76,22 +76,13 @@ def plain_weights(directory: Path) -> dict[str, torch.Tensor]:
     return {name: read(name).double() for name in checkpoint.architecture.published_shapes()}
 
 
-def distances(directory: Path, weights, prompts, answers: list[Answer]) -> tuple[torch.Tensor, int]:
-    """Every log-probability's distance from the reference's, and tokens that the reference would not have chosen."""
-    config = open_checkpoint(directory).architecture.config
-    found, mismatches = [], 0
-    for prompt, answer in zip(prompts, answers, strict=True):
-        ids = torch.tensor(prompt + answer.tokens)
-        expected = reference_logits(config, weights, ids).log_softmax(-1)[:-1]
-        mismatches += int((expected[-NEW_TOKENS:].argmax(-1) != ids[-NEW_TOKENS:]).sum())
-        given = torch.tensor(answer.prompt_logprobs + answer.logprobs, dtype=torch.float64)
-        found.append((given - expected.gather(1, ids[1:, None])[:, 0]).abs())
-    return torch.cat(found), mismatches
+def reference(directory: Path, weights: dict[str, torch.Tensor]) -> Reference:
+    return partial(reference_logits, open_checkpoint(directory).architecture.config, weights)
 
 
 def test_an_engine_computes_what_the_numbers_stand_for(case, prompts):
     scheme, directory, answers = case
-    found, mismatches = distances(directory, plain_weights(directory), prompts, answers)
+    mismatches, found = compare(reference(directory, plain_weights(directory)), prompts, answers)
     distance, share = BOUNDS[scheme]
     assert 0 < found.mean() < distance
     assert mismatches <= share * NEW_TOKENS * len(prompts)
@@ -118,7 +109,7 @@ def test_a_reference_with_weights_swapped_disagrees(case, prompts, swapped):
     weights = plain_weights(directory)
     for first, second in SWAPS[swapped]:
         weights[first], weights[second] = weights[second], weights[first]
-    found, _ = distances(directory, weights, prompts, answers)
+    _, found = compare(reference(directory, weights), prompts, answers)
     assert found.mean() > BOUNDS[scheme][0]
 
 
@@ -171,19 +162,6 @@ def test_other_families_compute_what_int4_stands_for(family, engines, tmp_path, 
     given = [answer.prompt_logprobs for answer in engines.submit(vllm_engines.run, options, prompts, 1).result()]
     assert mean_distance(given, expected) < 0.01
     assert mean_distance(given, original) > 0.1
-
-
-def quantise_in_place(directory: Path, recipe: Recipe) -> None:
-    """What the command does to a directory, without a tokenizer."""
-    tensors = load_file(directory / "model.safetensors")
-    stored = {}
-    for name, tensor in tensors.items():
-        stored |= quantize_weight(name, tensor, recipe) if is_quantized(name, tensor.shape) else {name: tensor}
-    save_file(stored, directory / "model.safetensors", {"format": "pt"})
-    config = json.loads((directory / "config.json").read_text())
-    kept = kept_modules({name: tensor.shape for name, tensor in tensors.items()})
-    config["quantization_config"] = quantization_config(recipe, kept)
-    (directory / "config.json").write_text(json.dumps(config))
 
 
 def mean_distance(first: list[list[float]], second: list[list[float]]) -> float:

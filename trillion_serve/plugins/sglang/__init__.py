@@ -43,14 +43,15 @@ def register() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
     from transformers import AutoConfig
 
-    from trillion_serve.plugins.sglang import grammar, model_config, parsers, start_check
+    from trillion_serve.plugins.sglang import grammar, model_config, parsers, prompt_check, start_check
 
     for folder, prefix in FAMILIES.items():
         config = getattr(import_module(f"trillion_model.{folder}"), f"{prefix}Config")
         AutoConfig.register(config.model_type, config, exist_ok=True)
     HookRegistry.register(model_config.HOOKED, model_config.describe, HookType.AFTER)
     HookRegistry.register(start_check.HOOKED, start_check.check, HookType.AFTER)
-    HookRegistry.register(grammar.HOOKED, grammar.fill_in, HookType.BEFORE)
+    HookRegistry.register(prompt_check.HOOKED, prompt_check.check, HookType.BEFORE)
+    grammar.register()
     parsers.register()
     if os.environ.setdefault(_MODELS_VARIABLE, MODELS) != MODELS:
         from sglang.srt.models.registry import ModelRegistry

@@ -1,8 +1,9 @@
 """What all our models are for SGLang: embeddings, layers, a norm and a head, tensor parallel.
 
-A family gives its layer and its RoPE. Pipeline parallelism and quantised checkpoints are refused before.
+A family gives its layer and its RoPE. Pipeline parallelism is refused before.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
@@ -16,8 +17,11 @@ from torch import nn
 from trillion_model.architecture import Architecture
 from trillion_model.layers.rope import RopeParameters, RotaryEmbedding
 from trillion_serve.plugins.sglang.attention import Rotation
-from trillion_serve.plugins.sglang.model_config import has_windows
+from trillion_serve.plugins.sglang.model_config import has_windows, stored_quantization
+from trillion_serve.plugins.sglang.quantized import dequantized, scheme_of
 from trillion_serve.plugins.sglang.weights import load_strictly
+
+logger = logging.getLogger(__name__)
 
 Rotations = dict[bool, Rotation]
 """Cosines and sines of the step's positions, for local layers (True) and global ones."""
@@ -103,9 +107,14 @@ class CausalLM(nn.Module):
         return self.logits_processor(input_ids, hidden_states, self.lm_head, forward_batch)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load a published checkpoint, see :func:`load_strictly`.
+        """Load a published checkpoint, see :func:`load_strictly`; a quantised one is dequantised on the way.
 
         Raises:
             CheckpointError: a tensor is unknown, missing, there twice or of the wrong shape.
         """
+        if (stated := stored_quantization(self.config)) is not None:
+            logger.warning(
+                "These weights are quantised: they are dequantised as they load, and take the memory of plain ones."
+            )
+            weights = dequantized(weights, scheme_of(stated))
         return load_strictly(self, weights, Architecture.of(self.config).published_shapes())

@@ -1,7 +1,8 @@
 """What SGLang needs to know of our configurations before there is a model.
 
 SGLang goes by lists of architecture names that it knows. A hook fills in what follows from being on one: that a
-family caches latents, and which layers attend within a window and so draw from the smaller of two pools.
+family caches latents, and which layers attend within a window and so draw from the smaller of two pools. It also keeps
+from SGLang that a checkpoint is quantised, since our layers are given plain weights, see ``quantized.py``.
 """
 
 from typing import Any
@@ -16,6 +17,11 @@ def caches_latents(config: FamilyConfig) -> bool:
     return hasattr(config, "kv_lora_rank")
 
 
+def stored_quantization(config: FamilyConfig) -> dict[str, Any] | None:
+    """How the checkpoint's weights are quantised, as ``config.json`` states it; None where they are not."""
+    return getattr(config, "stored_quantization", None)
+
+
 def has_windows(config: FamilyConfig) -> bool:
     """Whether some layers attend within a window only."""
     return any(config.is_local(layer) for layer in range(config.num_hidden_layers))
@@ -26,6 +32,9 @@ def describe(result: None, model_config: Any, *args: Any, **kwargs: Any) -> None
     config = model_config.hf_text_config
     if not isinstance(config, FamilyConfig):
         return
+    if getattr(config, "quantization_config", None) is not None:
+        config.stored_quantization = config.quantization_config
+        del config.quantization_config
     if caches_latents(config):
         _describe_latents(model_config, config)
     if has_windows(config):

@@ -7,7 +7,7 @@ from typing import Any
 
 from trillion_model.configuration import FamilyConfig
 from trillion_serve.plugins.sglang import SglangStartError
-from trillion_serve.plugins.sglang.model_config import caches_latents, has_windows
+from trillion_serve.plugins.sglang.model_config import caches_latents, has_windows, stored_quantization
 
 HOOKED = "sglang.srt.server_args.ServerArgs.check_server_args"
 
@@ -35,11 +35,20 @@ def check(result: None, server_args: Any, *args: Any, **kwargs: Any) -> None:
         return
     if settled.pp_size > 1:
         raise SglangStartError("our models run in tensor parallel only under SGLang; leave --pp-size out")
+    if settled.enable_lora or settled.lora_paths:
+        raise SglangStartError(
+            "our models take no LoRA adapters under SGLang; leave --enable-lora and --lora-paths out, and merge the "
+            "adapter into the checkpoint or serve it with vLLM"
+        )
     if model_config.quantization is not None:
         raise SglangStartError(
-            f"SGLang is given {model_config.quantization} weights of {config.family_name}, which vLLM alone serves; "
-            "give it an unquantised checkpoint"
+            f"SGLang is told to quantise {config.family_name} as {model_config.quantization}, which our layers do not "
+            "know; leave --quantization out"
         )
+    if (stated := stored_quantization(config)) is not None:
+        from trillion_serve.plugins.sglang.quantized import scheme_of
+
+        scheme_of(stated)
     if has_windows(config):
         _check_attention(config, model_config.is_hybrid_swa, attention_backends_of(settled))
 

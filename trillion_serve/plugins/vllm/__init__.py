@@ -34,7 +34,7 @@ class UnsupportedVllmError(EngineStartError, SystemExit):
 
 
 def register() -> None:
-    """Register the models and their configurations with vLLM. May be called any number of times.
+    """Register the models, their configurations and parsers of answers with vLLM. May be called any number of times.
 
     Raises:
         UnsupportedVllmError: vLLM is of another version.
@@ -45,6 +45,8 @@ def register() -> None:
 
     from transformers import AutoConfig
     from vllm.model_executor.models.registry import ModelRegistry
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
     from vllm.transformers_utils.model_arch_config_convertor import MODEL_ARCH_CONFIG_CONVERTORS
 
     from trillion_serve.plugins.vllm.architecture import GravityArchitecture, VaetkiArchitecture
@@ -57,6 +59,8 @@ def register() -> None:
             ModelRegistry.register_model(name, f"{__name__}.{module}:{name}")
     MODEL_ARCH_CONFIG_CONVERTORS["vaetki"] = VaetkiArchitecture
     MODEL_ARCH_CONFIG_CONVERTORS["gravity_moe"] = GravityArchitecture
+    ReasoningParserManager.register_lazy_module("vaetki", f"{__name__}.parsers", "VaetkiReasoningParser")
+    ToolParserManager.register_lazy_module("vaetki", f"{__name__}.parsers", "VaetkiToolParser")
 
 
 def check_version(version: str) -> None:

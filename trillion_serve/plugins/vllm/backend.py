@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from vllm import _custom_ops as ops
 from vllm.config import VllmConfig
 from vllm.v1.attention.backend import (
     AttentionBackend,
@@ -23,9 +24,9 @@ from vllm.v1.attention.backends.utils import split_decodes_and_prefills
 from vllm.v1.kv_cache_interface import KVCacheSpec, MLAAttentionSpec, SlidingWindowMLASpec
 
 from trillion_model.errors import ConfigError
-from trillion_serve.plugins.vllm import latent_attention
+from trillion_serve.plugins.vllm import cpu_prefill, latent_attention, latent_plan
 from trillion_serve.plugins.vllm.capacity import report_capacity
-from trillion_serve.plugins.vllm.latent_attention import DecodeGroup, PrefillRequest
+from trillion_serve.plugins.vllm.latent_plan import DecodeGroup, DecodeRequest, PrefillRequest
 
 
 @dataclass
@@ -36,7 +37,7 @@ class LatentMetadata(AttentionMetadata):
         num_actual_tokens: tokens of the step.
         num_decodes, num_decode_tokens: requests that decode, one token each.
         num_prefills: requests with more new tokens than one.
-        decode: the decoding requests in groups.
+        decode: the decoding requests, in groups or alone.
         prefill: the other requests, their rows counted from the first prefill token.
         workspace: (tokens, latent_size), where decode gathers latents.
     """
@@ -45,7 +46,7 @@ class LatentMetadata(AttentionMetadata):
     num_decodes: int
     num_decode_tokens: int
     num_prefills: int
-    decode: list[DecodeGroup]
+    decode: list[DecodeGroup | DecodeRequest]
     prefill: list[PrefillRequest]
     workspace: torch.Tensor
 
@@ -63,9 +64,8 @@ class LatentMetadataBuilder(AttentionMetadataBuilder[LatentMetadata]):
         assert isinstance(kv_cache_spec, MLAAttentionSpec | SlidingWindowMLASpec)
         self.block_size = kv_cache_spec.block_size
         self.window = kv_cache_spec.sliding_window if isinstance(kv_cache_spec, SlidingWindowMLASpec) else None
-        longest = self.window or vllm_config.model_config.max_model_len
         self.workspace = torch.empty(
-            max(longest, latent_attention.DECODE_TOKENS),
+            latent_plan.DECODE_TOKENS,
             kv_cache_spec.head_size,
             dtype=kv_cache_spec.dtype,
             device=device,
@@ -86,12 +86,10 @@ class LatentMetadataBuilder(AttentionMetadataBuilder[LatentMetadata]):
             num_decodes=decodes,
             num_decode_tokens=decode_tokens,
             num_prefills=prefills,
-            decode=latent_attention.plan_decode(table[:decodes], seq_lens[:decodes], self.block_size, self.window)
+            decode=latent_plan.plan_decode(table[:decodes], seq_lens[:decodes], self.block_size, self.window)
             if decodes
             else [],
-            prefill=latent_attention.plan_prefill(
-                table[decodes:], seq_lens[decodes:], starts, self.block_size, self.window
-            ),
+            prefill=latent_plan.plan_prefill(table[decodes:], seq_lens[decodes:], starts, self.block_size, self.window),
             workspace=self.workspace,
         )
 
@@ -179,6 +177,24 @@ class LatentImpl(MLAAttentionImpl[LatentMetadata]):
         self.v_head_dim = v_head_dim
         self.kv_b_proj = kv_b_proj
 
+    def pack(self, w_uk_t: torch.Tensor, w_uv: torch.Tensor) -> bool:
+        """Pack the absorbed projections for vLLM's product of bfloat16 matrices, if that runs here.
+
+        Args:
+            w_uk_t: (heads, qk_nope_head_dim, kv_lora_rank).
+            w_uv: (heads, kv_lora_rank, v_head_dim).
+        """
+        if w_uv.dtype != torch.bfloat16 or not torch.cpu._is_avx512_bf16_supported():
+            return False
+        if any(size % 32 for size in (self.qk_nope_head_dim, self.kv_lora_rank, self.v_head_dim)):
+            return False
+        # vLLM's layer looks for these two and the scale by name: (heads, outputs, inputs), unquantised.
+        self._w_uk_packed, self._w_uv_packed = (
+            torch.ops._C.convert_weight_packed(weight.transpose(1, 2).contiguous()) for weight in (w_uk_t, w_uv)
+        )
+        self._w_scale = None
+        return True
+
     def do_kv_cache_update(
         self,
         kv_c_normed: torch.Tensor,
@@ -195,6 +211,10 @@ class LatentImpl(MLAAttentionImpl[LatentMetadata]):
         if kv_cache.numel() == 0:
             return
         slots = slot_mapping.flatten()
+        halves = kv_cache.dtype == kv_c_normed.dtype and kv_cache.dtype in (torch.bfloat16, torch.float16)
+        if halves and not kv_cache.is_cuda:  # all that vLLM's kernel was built for
+            ops.amx_mla_concat_and_cache(kv_c_normed[: len(slots)], k_pe[: len(slots)].squeeze(1), kv_cache, slots)
+            return
         latents = torch.cat((kv_c_normed, k_pe.squeeze(1)), dim=-1)[: len(slots)].to(kv_cache.dtype)
         real = slots >= 0
         kv_cache.view(-1, self.head_size).index_copy_(0, slots[real].long(), latents[real])
@@ -234,6 +254,7 @@ class LatentImpl(MLAAttentionImpl[LatentMetadata]):
             self.window,
             self.scale,
             output.view(-1, self.num_heads, self.v_head_dim),
+            cpu_prefill.attend,
         )
 
     def _expand(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

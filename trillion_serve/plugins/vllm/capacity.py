@@ -1,10 +1,14 @@
 """Says at start how many tokens the KV cache holds, and what a large batch costs it."""
 
+import functools
+from typing import Any
+
 import torch
 from vllm.config import VllmConfig, get_layers_from_vllm_config
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.utils.math_utils import cdiv
+from vllm.v1.attention.backend import AttentionBackend, subclass_attention_backend
 from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity, get_kv_cache_groups
 from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec, SlidingWindowSpec
 
@@ -13,6 +17,28 @@ from trillion_serve.plan.capacity import recommended_batched_tokens
 logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under its own name only
 
 _WASTE = 0.1
+
+
+@functools.cache
+def reporting(backend: type[AttentionBackend]) -> type[AttentionBackend]:
+    """``backend``, one of vLLM's own, which calls :func:`report_capacity` when it is set up."""
+    plan: Any = backend.get_builder_cls()
+
+    class ReportingBuilder(plan):
+        """Plans steps as the backend does."""
+
+        def __init__(
+            self,
+            kv_cache_spec: KVCacheSpec,
+            layer_names: list[str],
+            vllm_config: VllmConfig,
+            *rest: Any,
+            **options: Any,
+        ) -> None:
+            super().__init__(kv_cache_spec, layer_names, vllm_config, *rest, **options)
+            report_capacity(vllm_config)
+
+    return subclass_attention_backend("Reporting", backend, ReportingBuilder)
 
 
 def report_capacity(vllm_config: VllmConfig) -> None:
@@ -35,7 +61,7 @@ def report_capacity(vllm_config: VllmConfig) -> None:
     context = vllm_config.model_config.max_model_len
     unwindowed = int(blocks / sum(cdiv(context, spec.block_size) for spec in group_specs) * context)
     logger.info_once(
-        "The KV cache holds %s tokens at a context of %s: %.2f times what latents without windows would.",
+        "The KV cache holds %s tokens at a context of %s: %.2f times what it would without windows.",
         f"{tokens:,}",
         f"{context:,}",
         tokens / max(1, unwindowed),

@@ -18,7 +18,8 @@ from vllm.model_executor.models.utils import extract_layer_index
 from trillion_model.architecture import Architecture
 from trillion_model.tri70b.configuration_tri70b import TrillionConfig
 from trillion_model.tri70b.modeling_tri70b import query_scale
-from trillion_serve.plugins.vllm import cpu_adapters
+from trillion_serve.plugins.vllm import adapters, cpu_seeds
+from trillion_serve.plugins.vllm.capacity import reporting
 from trillion_serve.plugins.vllm.weights import load_strictly
 
 
@@ -29,6 +30,7 @@ class TrillionAttention(LlamaAttention):
         super().__init__(config=config, prefix=prefix, **options)
         self.config = config
         self.is_local = config.is_local(extract_layer_index(prefix))
+        self.attn.attn_backend = reporting(self.attn.attn_backend)
 
     def _init_rotary_emb(self, config: TrillionConfig, quant_config: QuantizationConfig | None) -> None:
         self.rotary_emb = get_rope(
@@ -51,9 +53,10 @@ class TrillionForCausalLM(LlamaForCausalLM):
     """Tri-70B for vLLM."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        cpu_adapters.install(vllm_config)
         layer = functools.partial(LlamaDecoderLayer, attn_layer_type=TrillionAttention)
         super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=layer)
+        cpu_seeds.install()
+        adapters.install(self, vllm_config, adapters.LLAMA)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Load a published checkpoint, see :func:`load_strictly`.

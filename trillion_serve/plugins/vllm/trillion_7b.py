@@ -9,14 +9,17 @@ from collections.abc import Iterable
 
 import torch
 from vllm.config import VllmConfig
+from vllm.distributed import get_pp_group
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.layers.rotary_embedding import get_rope
+from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.model_executor.models.llama import LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM
+from vllm.platforms import current_platform
 
 from trillion_model.architecture import Architecture
 from trillion_model.trillion.configuration_trillion import Trillion7BConfig
-from trillion_serve.plugins.vllm import cpu_adapters
+from trillion_serve.plugins.vllm import adapters, cpu_seeds
 from trillion_serve.plugins.vllm.weights import load_strictly
 
 
@@ -54,11 +57,17 @@ class Trillion7BDecoderLayer(LlamaDecoderLayer):
 
 
 class Trillion7BForCausalLM(LlamaForCausalLM):
-    """Trillion-7B for vLLM."""
+    """Trillion-7B for vLLM. Logits are float32, whatever the model's dtype."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        cpu_adapters.install(vllm_config)
         super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=Trillion7BDecoderLayer)
+        cpu_seeds.install()
+        adapters.install(self, vllm_config, adapters.LLAMA)
+        if get_pp_group().is_last_rank and isinstance(self.lm_head.quant_method, UnquantizedEmbeddingMethod):
+            self.logits_processor.head_dtype = torch.float32
+            if current_platform.is_cpu():
+                # A GPU multiplies bfloat16 into float32; a CPU would convert the whole head at every step.
+                self.lm_head.to(torch.float32)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Load a published checkpoint, see :func:`load_strictly`.

@@ -46,14 +46,15 @@ from trillion_model.layers.rope import RotaryEmbedding, rotate_interleaved
 from trillion_model.vaetki import modeling_vaetki
 from trillion_model.vaetki.configuration_vaetki import VaetkiConfig
 from trillion_model.vaetki.layout import LAYOUT
-from trillion_serve.errors import EngineStartError
-from trillion_serve.plugins.vllm import adapters, cpu_adapters
+from trillion_serve.plugins.vllm import adapters, cpu_seeds, expert_parallel
 from trillion_serve.plugins.vllm.backend import LatentBackend
 from trillion_serve.plugins.vllm.latent_layer import LatentLayer
 from trillion_serve.plugins.vllm.quantized_experts import experts_config
 from trillion_serve.plugins.vllm.weights import load_strictly
 
 logger = init_logger(f"vllm.{__name__}")
+
+_ADAPTABLE = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "o_proj", "gate_up_proj", "down_proj")
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines of the step's positions, each (tokens, rope_dim / 2)."""
@@ -98,9 +99,6 @@ class VaetkiMoE(nn.Module):
 
     def __init__(self, config: VaetkiConfig, quant_config: QuantizationConfig | None, prefix: str) -> None:
         super().__init__()
-        if current_platform.is_cpu() and get_current_vllm_config().parallel_config.enable_expert_parallel:
-            # vLLM's kernel reads past its weights there.
-            raise EngineStartError("vLLM cannot run experts in parallel on a CPU; leave --enable-expert-parallel out")
         self.gate = ReplicatedLinear(
             config.hidden_size,
             config.n_routed_experts,
@@ -344,10 +342,9 @@ class VaetkiForCausalLM(nn.Module, SupportsLoRA, SupportsPP):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         self.config = _config(vllm_config)
-        if vllm_config.lora_config is not None:
-            adapters.restrict(vllm_config.lora_config)
-            cpu_adapters.install(vllm_config)
-            self.hf_to_vllm_mapper = adapters.AdapterNames()
+        expert_parallel.check(vllm_config)
+        cpu_seeds.install()
+        adapters.install(self, vllm_config, _ADAPTABLE)
         self.model = VaetkiModel(
             vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"), attention=self.attention_class
         )
