@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from support.compose import ROOT, VARIABLE, Compose, Dockerfile, Service, compose_text, is_in_context
+from trillion_serve.engines.server_flags import STRUCTURED_OUTPUTS
 from trillion_serve.gateway.config import GatewayConfig
 
 REQUIRED = {"MODEL_DIR": "./model", "GRAFANA_PASSWORD": "secret"}
@@ -150,11 +151,7 @@ def test_both_engines_are_started_alike():
 
 @each_engine
 def test_an_engine_enforces_grammars_as_the_gateway_needs_it(engine: Service):
-    assert json.loads(flags(engine)["--structured-outputs-config"]) == {
-        "backend": "guidance",
-        "disable_any_whitespace": True,
-        "enable_in_reasoning": True,
-    }
+    assert json.loads(flags(engine)["--structured-outputs-config"]) == STRUCTURED_OUTPUTS
 
 
 @each_engine

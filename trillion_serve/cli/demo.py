@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trillion_model.output_files import check_output, write_output
+
 if TYPE_CHECKING:
     from trillion_serve.demo.server import ServerProcess
     from trillion_serve.demo.stages import StageResult
@@ -23,7 +25,9 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Go on serving until Ctrl-C.")] = False,
     port: Annotated[int, typer.Option(help="Port to serve on; 0 takes a free one.", min=0, max=65535)] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Throw away what an earlier run trained.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the results to this file.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", callback=check_output, help="Also write the results to this file.")
+    ] = None,
 ) -> None:
     """Train a small bilingual VAETKI, convert it, verify it, serve it and ask it held-out questions.
 
@@ -65,7 +69,7 @@ def demo(
         }
         _report(console, results, stages)
         if json_file:
-            json_file.write_text(json.dumps(results, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+            write_output(json_file, json.dumps(results, ensure_ascii=False, indent=2))
         if keep:
             console.out(f"Serving at {server.url} until Ctrl-C; talk to it: trillion-serve chat --url {server.url}")
             server.wait()

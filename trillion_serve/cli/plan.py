@@ -1,15 +1,21 @@
 """``trillion-serve plan``: what a model needs, and how many requests fit."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trillion_model.output_files import check_output, write_output
+
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from trillion_serve.plan.commands import Command
     from trillion_serve.plan.planning import Plan
+
+_ENGINES = {"vllm": "vLLM", "sglang": "SGLang"}
 
 
 def plan(
@@ -22,11 +28,11 @@ def plan(
         int | None, typer.Option(help="Tensor-parallel devices of an engine; all of them unless given.", min=1)
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    kv_dtype: Annotated[str, typer.Option(help="Of the KV cache: auto, float32, bfloat16, float16 or fp8.")] = "auto",
+    kv_dtype: Annotated[str, typer.Option(help="Of the KV cache: auto, which is as `--dtype`, or fp8.")] = "auto",
     max_num_batched_tokens: Annotated[
         int | None, typer.Option(help="Tokens in a step; what keeps windows worth having unless given.", min=1)
     ] = None,
-    block_size: Annotated[int, typer.Option(help="Tokens in a block of the KV cache.", min=1)] = 64,
+    block_size: Annotated[int, typer.Option(help="Tokens in a block of the KV cache: 16 to 256.", min=1)] = 64,
     async_scheduling: Annotated[
         bool, typer.Option(help="Whether two steps are under way at once, as vLLM has it on a GPU.")
     ] = True,
@@ -36,7 +42,9 @@ def plan(
     reserve: Annotated[str, typer.Option(help="Memory of a device for activations and graphs, of that share.")] = (
         "2GiB"
     ),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", callback=check_output, help="Also write the figures to this file.")
+    ] = None,
 ) -> None:
     """Say what a model's weights and KV cache take, how many requests fit, and how to start an engine so.
 
@@ -45,7 +53,7 @@ def plan(
 
     Example: `trillion-serve plan vaetki-100b-a10b --context 32768 --memory 4x80GiB --tp 4`
     """
-    from trillion_serve.plan.commands import sglang_command, vllm_command
+    from trillion_serve.plan.commands import commands
     from trillion_serve.plan.memory import Devices, parse_bytes
     from trillion_serve.plan.models import load_model
     from trillion_serve.plan.planning import Settings, make_plan
@@ -65,13 +73,14 @@ def plan(
         reserve=reserved,
     )
     made = make_plan(described, devices, settings)
-    commands = {"vllm": vllm_command(made), "sglang": sglang_command(made)}
-    _show(made, commands)
+    starts = commands(made)
+    _show(made, starts)
     if json_file is not None:
-        json_file.write_text(json.dumps(made.to_dict() | {"commands": commands}, indent=2) + "\n", encoding="utf-8")
+        figures = made.to_dict() | {"commands": {engine: asdict(start) for engine, start in starts.items()}}
+        write_output(json_file, json.dumps(figures, indent=2))
 
 
-def _show(made: "Plan", commands: dict[str, str]) -> None:
+def _show(made: "Plan", starts: "dict[str, Command]") -> None:
     from rich.console import Console
 
     from trillion_serve.plan.memory import in_gib
@@ -89,8 +98,9 @@ def _show(made: "Plan", commands: dict[str, str]) -> None:
     console.print(_caches_table(made))
     if made.replicas > 1:
         console.print(f"{devices.count} devices make {made.replicas} such engines.")
-    for command in commands.values():
-        console.print(command, soft_wrap=True, markup=False)
+    for engine, start in starts.items():
+        told = ": ".join(filter(None, (_ENGINES[engine], start.note)))
+        console.print(*filter(None, (f"\n{told}", start.line)), sep="\n", soft_wrap=True, markup=False)
 
 
 def _weights_table(made: "Plan") -> "Table":
@@ -100,9 +110,10 @@ def _weights_table(made: "Plan") -> "Table":
 
     stored = made.quantization or made.settings.dtype
     title = f"{made.model} ({made.model_type}), weights in {stored}, tensor parallel {made.settings.ranks}"
-    table = Table("GiB", title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
+    table.add_column("GiB", overflow="fold")
     for heading in ("whole model", "each device", "of it repeated"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for part in made.weights:
         table.add_row(part.part, *map(in_gib, (part.whole, part.device, part.repeated)))
     table.add_section()
@@ -118,9 +129,9 @@ def _caches_table(made: "Plan") -> "Table":
 
     title = f"KV cache of requests of {made.settings.context:,} tokens, each device"
     table = Table(title=title, title_justify="left", padding=0, collapse_padding=True)
-    table.add_column("cache", no_wrap=True)
-    for heading in ("bytes a token", "past the window", "GiB a request", "GiB reserved", "requests", "tokens"):
-        table.add_column(heading, justify="right", no_wrap=False)
+    table.add_column("cache", overflow="fold")
+    for heading in ("bytes\na token", "past the\nwindow", "GiB a\nrequest", "GiB\nreserved", "requests", "tokens"):
+        table.add_column(heading, justify="right", overflow="fold")
     for cache in made.caches:
         table.add_row(
             cache.name,

@@ -21,6 +21,7 @@ from trillion_serve.engines.protocol import (
     TokenDelta,
     TokenLogprob,
 )
+from trillion_serve.engines.server_flags import STRUCTURED_OUTPUTS
 from trillion_serve.errors import EngineDeadError, EngineError, EngineStartError, RequestRefusedError
 
 if TYPE_CHECKING:
@@ -84,12 +85,7 @@ class VllmOptions:
             "max_num_seqs": self.max_num_seqs,
             "load_format": self.load_format,
             "enforce_eager": on_cpu if self.enforce_eager is None else self.enforce_eager,
-            "structured_outputs_config": {
-                "backend": "guidance",
-                "disable_any_whitespace": True,
-                # A grammar holds from the first token, whatever reasoning parser ``extra`` names.
-                "enable_in_reasoning": True,
-            },
+            "structured_outputs_config": dict(STRUCTURED_OUTPUTS),
             "disable_log_stats": True,
             **self.extra,
         }

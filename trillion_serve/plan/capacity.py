@@ -14,6 +14,8 @@ from math import ceil
 
 from trillion_model.sizes import KV_BYTES, KvCache
 
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+"""Tokens of a block that vLLM's kernels read: whole multiples of 16, or of a larger power of two, by kernel."""
 MOST_BATCHED_TOKENS = 2048
 _LEAST_BATCHED_TOKENS = 256
 _NEARLY_EQUAL = 1.5

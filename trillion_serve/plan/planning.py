@@ -4,9 +4,15 @@ from bisect import bisect_right
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from trillion_model.sizes import BYTES, KV_BYTES, KvCache, expanded_kv_cache, has_latents, kv_cache
+from trillion_model.sizes import BYTES, KvCache, expanded_kv_cache, has_latents, kv_cache
 from trillion_serve.errors import PlanError
-from trillion_serve.plan.capacity import MOST_BATCHED_TOKENS, Capacity, capacity, recommended_batched_tokens
+from trillion_serve.plan.capacity import (
+    BLOCK_SIZES,
+    MOST_BATCHED_TOKENS,
+    Capacity,
+    capacity,
+    recommended_batched_tokens,
+)
 from trillion_serve.plan.memory import GIB, Devices, in_gib
 from trillion_serve.plan.models import Model
 from trillion_serve.plan.weights import PartWeights, weigh
@@ -16,6 +22,7 @@ NO_WINDOWS = "without windows"
 EXPANDED = "expanded"
 AUTO = "auto"
 
+_EIGHT_BITS = "fp8"
 _DIVIDED = ("num_attention_heads", "intermediate_size", "moe_intermediate_size")
 
 
@@ -27,7 +34,7 @@ class Settings:
         context: tokens of the longest request.
         ranks: tensor-parallel devices of one replica.
         dtype: of weights and activations; ``auto`` is what the model's configuration says.
-        kv_dtype: of the cache; ``auto`` is ``dtype``.
+        kv_dtype: of the cache: ``fp8``, or ``dtype``, which ``auto`` means.
         batched_tokens: tokens of a step; None for as many as leave windows what they save.
         block_size: tokens of a block of the cache.
         async_scheduling: whether a step is scheduled while another runs, which vLLM does on a GPU. Both then hold
@@ -211,9 +218,18 @@ def _settle(model: Model, devices: Devices, settings: Settings) -> Settings:
         )
     dtype = model.dtype if settings.dtype == AUTO else settings.dtype
     kv_dtype = dtype if settings.kv_dtype == AUTO else settings.kv_dtype
-    for option, value, known in (("--dtype", dtype, BYTES), ("--kv-dtype", kv_dtype, KV_BYTES)):
-        if value not in known:
-            raise PlanError(f"{option} is {value!r}, but must be auto or one of {', '.join(known)}")
+    if dtype not in BYTES:
+        raise PlanError(f"--dtype is {dtype!r}, but must be auto or one of {', '.join(BYTES)}")
+    if kv_dtype not in (dtype, _EIGHT_BITS):
+        raise PlanError(
+            f"--kv-dtype is {kv_dtype!r}, but must be auto, {_EIGHT_BITS} or {dtype}, which is the model's own here: "
+            "engines' kernels read a cache in no other"
+        )
+    if settings.block_size not in BLOCK_SIZES:
+        raise PlanError(
+            f"--block-size is {settings.block_size}, but engines' kernels read blocks of "
+            f"{', '.join(map(str, BLOCK_SIZES))} tokens; choose one of these"
+        )
     windows = kv_cache(config).local_layers > 0
     batched_tokens = recommended_batched_tokens(settings.context) if windows else MOST_BATCHED_TOKENS
     return replace(settings, dtype=dtype, kv_dtype=kv_dtype, batched_tokens=settings.batched_tokens or batched_tokens)

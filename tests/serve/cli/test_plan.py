@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from support.tiny_vaetki import tiny_config
 from trillion_model import presets
 from trillion_model.architecture import Architecture
-from trillion_model.errors import TrillionError
+from trillion_model.errors import OutputError, TrillionError
 from trillion_model.sizes import expanded_kv_cache, kv_cache
 from trillion_serve.cli.main import app
 from trillion_serve.errors import ModelNotFoundError, PlanError
@@ -29,6 +29,11 @@ def plan(tmp_path: Path, *arguments: str) -> dict[str, Any]:
         raise done.exception
     assert done.exit_code == 0, done.output
     return json.loads(file.read_text()) | {"output": done.output}
+
+
+def lines(planned: dict[str, Any]) -> dict[str, str | None]:
+    """The engines' commands."""
+    return {engine: command["line"] for engine, command in planned["commands"].items()}
 
 
 @pytest.fixture(scope="module")
@@ -79,18 +84,39 @@ def test_requests_of_the_100b_model_on_four_devices(large):
 
 
 def test_the_commands_say_what_was_planned(large):
-    assert large["commands"] == {
+    assert lines(large) == {
         "vllm": "vllm serve /path/to/vaetki-100b-a10b --tensor-parallel-size 4 --max-model-len 32768 "
-        "--max-num-batched-tokens 2048 --block-size 64 --gpu-memory-utilization 0.92 --dtype bfloat16",
+        "--max-num-batched-tokens 2048 --block-size 64 --gpu-memory-utilization 0.92 --dtype bfloat16 "
+        """--structured-outputs-config '{"backend": "guidance", "disable_any_whitespace": true, """
+        """"enable_in_reasoning": true}' --enable-prompt-tokens-details""",
         "sglang": "python -m sglang.launch_server "
         "--model-path /path/to/vaetki-100b-a10b --tp-size 4 --context-length 32768 --chunked-prefill-size 2048 "
-        "--mem-fraction-static 0.89 --dtype bfloat16 --attention-backend triton",
+        "--mem-fraction-static 0.89 --dtype bfloat16 --attention-backend triton "
+        "--grammar-backend llguidance --constrained-json-disable-any-whitespace",
     }
 
 
 def test_the_tables_hold_the_figures(large):
-    for text in ("routed experts", "202.50", "50.62", "leaves 18.86 GiB", "1,282,996", large["commands"]["vllm"]):
+    for text in ("routed experts", "202.50", "50.62", "leaves 18.86 GiB", "1,282,996", lines(large)["vllm"]):
         assert text in large["output"]
+
+
+def test_nothing_is_cut_where_lines_are_short(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in presets.names():
+        planned = plan(tmp_path, name, "--memory", "8x160GiB", "--tp", "2", "--kv-dtype", "fp8")
+        for cache in planned["caches"]:
+            for count in (cache["token_bytes"], cache["global_token_bytes"], cache["capacity"]["tokens"]):
+                assert f"{count:,}│" in planned["output"]
+        tables = [line for line in planned["output"].splitlines() if line.startswith(("│", "┃", "┏"))]
+        assert max(map(len, tables)) <= 80 and "…" not in planned["output"]
+
+
+def test_tensor_parallelism_that_was_never_run_under_sglang_is_said_to_be_so(large, tmp_path):
+    assert large["commands"]["sglang"]["note"].startswith("not tried: ")
+    assert "SGLang: not tried: " in large["output"]
+    alone = plan(tmp_path, "vaetki-7b-a1b", "--memory", "80GiB")
+    assert alone["commands"]["sglang"]["note"] == "" and "not tried" not in alone["output"]
 
 
 def test_the_7b_model_takes_fourteen_and_a_half_gigabytes_in_bfloat16(tmp_path):
@@ -127,8 +153,9 @@ def test_an_eight_bit_cache_holds_twice_the_tokens(tmp_path):
     arguments = ["vaetki-7b-a1b", "--memory", "80GiB"]
     half, eighth = (plan(tmp_path, *arguments, "--kv-dtype", dtype) for dtype in ("auto", "fp8"))
     assert eighth["caches"][0]["capacity"]["blocks"] // 2 == half["caches"][0]["capacity"]["blocks"]
-    assert "--kv-cache-dtype fp8" in eighth["commands"]["vllm"]
-    assert "--kv-cache-dtype" not in half["commands"]["vllm"]
+    assert " --kv-cache-dtype fp8 " in lines(eighth)["vllm"]
+    assert " --kv-cache-dtype fp8_e4m3 " in lines(eighth)["sglang"]
+    assert "--kv-cache-dtype" not in lines(half)["vllm"]
 
 
 def test_tokens_of_a_step_decide_how_much_windows_save(tmp_path):
@@ -143,7 +170,7 @@ def test_one_step_at_a_time_reserves_less(tmp_path):
     two, one = plan(tmp_path, *arguments), plan(tmp_path, *arguments, "--no-async-scheduling")
     assert one["caches"][0]["capacity"]["blocks_per_request"] == 256 + 5 * (40 + 1)
     assert two["caches"][0]["capacity"]["blocks_per_request"] == 256 + 5 * (72 + 1)
-    assert one["commands"]["vllm"].endswith("--no-async-scheduling")
+    assert " --no-async-scheduling " in lines(one)["vllm"] and "async" not in lines(two)["vllm"]
 
 
 @pytest.fixture
@@ -158,7 +185,10 @@ def test_a_directory_is_counted_from_its_configuration(directory, tmp_path):
     planned = plan(tmp_path, str(directory), "--memory", "4GiB", "--dtype", "float32")
     count = sum(np.prod(shape) for shape in Architecture.of(tiny_config()).published_shapes().values())
     assert planned["weight_bytes"] == 4 * count
-    assert planned["commands"]["vllm"].startswith(f"vllm serve {directory} ")
+    assert lines(planned)["vllm"].startswith(f"vllm serve {directory} ")
+    # The cache is float32 as the weights are, which is no value of --kv-cache-dtype.
+    assert planned["settings"]["kv_dtype"] == "float32"
+    assert "--kv-cache-dtype" not in str(lines(planned))
 
 
 def quantise(directory: Path) -> int:
@@ -183,6 +213,9 @@ def test_a_quantised_checkpoint_is_counted_as_stored(directory, tmp_path):
     planned = plan(tmp_path, str(directory), "--memory", "4GiB")
     assert planned["weight_bytes"] == stored
     assert planned["quantization"] == "compressed-tensors"
+    assert lines(planned)["vllm"].startswith(f"vllm serve {directory} ")
+    assert lines(planned)["sglang"] is None
+    assert "SGLang: no command: it dequantises this checkpoint as it loads" in planned["output"]
     assert {part["part"] for part in planned["weights"]} == {
         "norms", "embeddings", "attention", "router", "routed experts", "shared experts", "dense feed-forward", "head"
     }  # fmt: skip
@@ -208,7 +241,10 @@ def test_plain_llama_is_planned_for_too(tmp_path):
         ("vaetki-7b-a1b --memory 24GiB --tp 2", r"--tp 2 does not divide the number of devices, 1"),
         ("vaetki-7b-a1b --memory 16.9GiB --reserve 2GiB", r"a request of 16,384 tokens does not fit: it takes 0\.17"),
         ("vaetki-7b-a1b --memory 24GiB --dtype int8", r"--dtype is 'int8', but must be auto or one of float32,"),
-        ("vaetki-7b-a1b --memory 24GiB --kv-dtype int8", r"--kv-dtype is 'int8'"),
+        ("vaetki-7b-a1b --memory 24GiB --kv-dtype int8", r"--kv-dtype is 'int8', but must be auto, fp8 or bfloat16"),
+        ("vaetki-7b-a1b --memory 24GiB --kv-dtype float32", r"--kv-dtype is 'float32', but must be auto, fp8 or bfl"),
+        ("vaetki-7b-a1b --memory 24GiB --block-size 7", r"--block-size is 7, but .* blocks of 16, 32, 64, 128, 256"),
+        ("vaetki-7b-a1b --memory 24GiB --block-size 1000000", r"--block-size is 1000000, but"),
         ("vaetki-7b-a1b --memory 24gb", r"'24gb' is no amount of memory; write a number above 0 and one of B, kB"),
         ("vaetki-7b-a1b --memory 0x24GB", r"'0x24GB' is no memory; write 80GiB, or 4x80GiB"),
     ],
@@ -226,6 +262,11 @@ def test_a_context_that_fits_is_named(tmp_path):
     assert plan(tmp_path, *arguments, "--context", str(longest))["caches"][0]["capacity"]["requests"] == 1
     with pytest.raises(PlanError):
         plan(tmp_path, *arguments, "--context", str(longest + 1))
+
+
+def test_figures_that_cannot_be_written_are_refused_first(tmp_path):
+    with pytest.raises(OutputError, match="there is no directory"):
+        plan(tmp_path / "nowhere", "no-such-model", "--memory", "24GiB")
 
 
 @pytest.mark.parametrize(
