@@ -43,8 +43,12 @@ def test_both_locks_agree():
     assert {name: whole.get(name) for name in pinned("gateway")} == pinned("gateway")
 
 
+def test_the_clients_lock_has_all_that_the_gateway_needs():
+    assert set(closure(core_dependencies())) <= set(pinned("clients"))
+
+
 def test_the_locks_are_sorted():
-    for name in ("cpu", "gateway", "sglang-cpu"):
+    for name in ("clients", "cpu", "gateway", "sglang-cpu"):
         assert lines(name) == sorted(lines(name), key=lambda line: line.split("==")[0].lower())
 
 

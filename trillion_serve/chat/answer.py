@@ -20,6 +20,8 @@ from enum import Enum, StrEnum
 from functools import lru_cache
 from typing import Literal
 
+from msgspec import Struct
+
 from trillion_model.vaetki.chat_format import THINK_END
 from trillion_serve.chat.decode import ChatDecoder, StopStrings
 from trillion_serve.chat.loops import LoopConfig, LoopDetector
@@ -93,8 +95,7 @@ class AnswerLimits:
     content_loops: LoopConfig | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerRequest:
+class AnswerRequest(Struct, frozen=True):
     """An answer to be generated.
 
     Attributes:
@@ -116,12 +117,12 @@ class AnswerRequest:
     tools: ToolUse | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerDelta:
+class AnswerDelta(Struct, frozen=True):
     """What a few tokens add to an answer. Counts are totals so far.
 
     Attributes:
-        logprobs: of the tokens that the model chose, the one that ended the answer left out.
+        logprobs: of the tokens that the model chose, the one that ended the answer left out, and those of reasoning
+            that is not sent.
         finish_reason: on the last delta only.
         tokens: tokens of the answer, those of reasoning and those forced among them.
         reasoning_tokens: how many of them were reasoning, its closing tag included.
@@ -242,12 +243,15 @@ class _Run:
         at, ending = 0, None
         while at < len(tokens) and ending is None:
             run = tokens[at : marks[bisect_left(marks, at)]] if self._decoder.reads_runs else ()
-            ends = self._ends(tokens[at])
+            ends, seen = self._ends(tokens[at]), self._logprobs_seen
             if run and self._may_read(run):
                 read, ending = self._read_run(run)
             else:
                 read, ending = 1, self._read_token(tokens[at])
-            if delta.logprobs is not None and not ends:
+            if seen and not self._logprobs_seen:
+                # What was read before was the tag that opened the reasoning.
+                seen, self._unsent_logprobs = False, []
+            if delta.logprobs is not None and seen and not ends:
                 self._unsent_logprobs += delta.logprobs[at : at + read]
             at += read
         if ending is None and delta.finish_reason is not None:
@@ -283,7 +287,11 @@ class _Run:
     def take(self, finish_reason: AnswerFinish | None = None) -> AnswerDelta:
         """What has come since the last delta."""
         message, logprobs = self._unsent, tuple(self._unsent_logprobs)
-        self._unsent, self._unsent_logprobs = NOTHING, []
+        if self._decoder.undecided and not self._request.view.returned and finish_reason is None:
+            logprobs = ()
+        else:
+            self._unsent_logprobs = []
+        self._unsent = NOTHING
         thinks = self._decoder.reasoning or self._decoder.undecided
         return AnswerDelta(
             message=self._viewer.show(message, thinks=thinks, last=finish_reason is not None),
@@ -313,6 +321,11 @@ class _Run:
     def _thinks(self) -> bool:
         """Whether what comes next is reasoning, or could be."""
         return self._decoder.reasoning or self.peeking
+
+    @property
+    def _logprobs_seen(self) -> bool:
+        """Whether the client sees the log-probabilities of what comes next."""
+        return self._request.view.returned or not self._decoder.reasoning
 
     @property
     def _empty(self) -> bool:

@@ -8,6 +8,9 @@ word has shifted the rest.
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 _GRAM = 3
 """Tokens that show, when they come again, where a cycle may have begun."""
@@ -28,12 +31,12 @@ class LoopConfig:
         max_period: longest cycle that is looked for, in tokens.
     """
 
-    repeats: int
-    min_tokens: int
-    near_repeats: int
-    near_min_tokens: int
-    similarity: float
-    max_period: int = 512
+    repeats: Annotated[int, Field(ge=2)]
+    min_tokens: Annotated[int, Field(ge=1)]
+    near_repeats: Annotated[int, Field(ge=2)]
+    near_min_tokens: Annotated[int, Field(ge=1)]
+    similarity: Annotated[float, Field(gt=0, lt=1)]
+    max_period: Annotated[int, Field(ge=1)] = 512
 
 
 REASONING_LOOPS = LoopConfig(repeats=4, min_tokens=256, near_repeats=16, near_min_tokens=1024, similarity=0.9)

@@ -63,13 +63,14 @@ def render(
 def answer_of(content: str) -> str:
     """The answer in an assistant's content that may still hold its reasoning between think tags.
 
-    The opening tag may be missing, as it is when the prompt wrote it. An answer that merely speaks of the
-    two tags, in that order, stays whole.
+    The opening tag may be missing, as it is when the prompt wrote it, or the closing one, when the tokens ran out
+    before the answer. An answer that merely speaks of the two tags, in that order, stays whole.
     """
     reasoning, tag, answer = content.partition(THINK_END)
-    if tag and (THINK_START not in reasoning or reasoning.lstrip().startswith(THINK_START)):
-        return answer.lstrip("\n")
-    return content
+    opened = reasoning.lstrip().startswith(THINK_START)
+    if not tag:
+        return "" if opened else content
+    return answer.lstrip("\n") if opened or THINK_START not in reasoning else content
 
 
 def _in_order_of_calls(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
@@ -100,8 +101,9 @@ def _past_turn(message: Mapping[str, Any]) -> dict[str, Any]:
 def _parsed_call(call: Mapping[str, Any]) -> dict[str, Any]:
     function = dict(call["function"])
     try:
-        function["arguments"] = json.loads(function["arguments"])
-    except (TypeError, json.JSONDecodeError, RecursionError):
+        arguments = json.loads(function["arguments"])
+        json.dumps(arguments, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError):
         # Already parsed, or what a model wrote wrongly: the template prints either.
         return {**call, "function": function}
-    return {**call, "function": function}
+    return {**call, "function": {**function, "arguments": arguments}}

@@ -1,6 +1,7 @@
 """Token ids to text as they come."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from tokenizers import Tokenizer
 
@@ -67,10 +68,16 @@ class TextDecoder:
 
     def _settle(self, tokens: list[int]) -> None:
         self._context, self._pending = tokens, []
-        self._prefix = self._text(tokens)
+        # An answer that comes token by token settles on one at a time, and on the same ones again and again.
+        self._prefix = _text_of(self._tokenizer, tokens[0]) if len(tokens) == 1 else self._text(tokens)
 
     def _text(self, tokens: list[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=False) if tokens else ""
+
+
+@lru_cache(maxsize=2**15)
+def _text_of(tokenizer: Tokenizer, token_id: int) -> str:
+    return tokenizer.decode([token_id], skip_special_tokens=False)
 
 
 class SpaceAfterNewline:

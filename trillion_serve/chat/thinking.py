@@ -2,11 +2,24 @@
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
 
 from trillion_model.vaetki.chat_format import THINK_END, THINK_START
 from trillion_serve.chat.language import Language
 from trillion_serve.chat.loops import CONTENT_LOOPS, REASONING_LOOPS, LoopConfig
+
+_Tokens = Annotated[int, Field(ge=1)]
+
+
+def _without_think_tags(sentence: str) -> str:
+    if THINK_START in sentence or THINK_END in sentence:
+        raise ValueError(f"must not contain {THINK_START} or {THINK_END}: the closing tag follows by itself")
+    return sentence
+
+
+_Sentence = Annotated[str, AfterValidator(_without_think_tags)]
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
@@ -52,20 +65,20 @@ class ThinkingWish:
 class EffortBudgets:
     """Most tokens of reasoning for each effort; None for as many as leave room for the answer."""
 
-    minimal: int | None = 256
-    low: int | None = 1024
-    medium: int | None = 4096
-    high: int | None = 16384
-    xhigh: int | None = None
-    max: int | None = None
+    minimal: _Tokens | None = 256
+    low: _Tokens | None = 1024
+    medium: _Tokens | None = 4096
+    high: _Tokens | None = 16384
+    xhigh: _Tokens | None = None
+    max: _Tokens | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Transitions:
     """A sentence in each language that closes reasoning which is cut short; may be empty."""
 
-    ko: str = "이제 생각을 마치고 지금까지의 내용으로 답하겠습니다."
-    en: str = "I have thought enough, so I will answer with what I have."
+    ko: _Sentence = "이제 생각을 마치고 지금까지의 내용으로 답하겠습니다."
+    en: _Sentence = "I have thought enough, so I will answer with what I have."
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +97,11 @@ class ThinkingSettings:
     """
 
     on: bool | None = None
-    budget: int | None = None
+    budget: _Tokens | None = None
     efforts: EffortBudgets = EffortBudgets()
     transitions: Transitions = Transitions()
-    reserve: int = 256
-    reserve_share: float = 0.25
+    reserve: _Tokens = 256
+    reserve_share: Annotated[float, Field(ge=0, le=1)] = 0.25
     reasoning_loops: LoopConfig | None = REASONING_LOOPS
     content_loops: LoopConfig | None = CONTENT_LOOPS
 

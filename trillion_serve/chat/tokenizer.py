@@ -74,6 +74,8 @@ class ChatTokenizer:
         self.think_end_id = added[chat_format.THINK_END][0] if chat_format.THINK_END in added else None
         tags = {id_ for id_ in (self.think_start_id, self.think_end_id) if id_ is not None}
         self.mark_ids = self.hidden_ids.union(self.end_ids, tags)
+        self._word = self.backend.encode("a", add_special_tokens=False).ids
+        self._word_text = self.backend.decode(self._word, skip_special_tokens=False)
         self.doubles_spaces = self._round_trip("가\n나\t다") == "가\n 나\t 다"
 
     @classmethod
@@ -153,7 +155,9 @@ class ChatTokenizer:
 
     def token_text(self, token_id: int) -> str:
         """One token as text, for log-probabilities; part of a character reads as U+FFFD."""
-        return self.backend.decode([token_id], skip_special_tokens=False)
+        # Some decoders strip the space that a text begins with.
+        text = self.backend.decode([*self._word, token_id], skip_special_tokens=False)
+        return text.removeprefix(self._word_text)
 
     def _check_ids(self, expected: dict[str, int]) -> None:
         for name, id_ in expected.items():

@@ -29,11 +29,13 @@ class ToolUse:
         parameters: the JSON Schema of each function's arguments, by the function's name.
         required: the answer must begin with a call.
         parallel: it may make several.
+        or_form: it has calls and nothing else, or else it has a form of its own and no calls, whatever it spells.
     """
 
     parameters: Mapping[str, Mapping[str, Any]]
     required: bool = False
     parallel: bool = True
+    or_form: bool = False
 
 
 class ToolCallDecoder:
@@ -52,6 +54,7 @@ class ToolCallDecoder:
         self._raw = ""
         self._announced = self._sent_arguments = False
         self._closing = self._after_call = False
+        self._undecided, self._has_form = use.or_form, False
         self._calls = 0
         self._delta = MessageDelta()
 
@@ -63,6 +66,9 @@ class ToolCallDecoder:
     def decode(self, text: str) -> MessageDelta:
         """What a piece of text adds."""
         while text and not self.full:
+            if self._has_form:
+                self._add_content(text)
+                break
             if self._call is not None:
                 text = self._read_call(self._call, text)
             elif self._closing:
@@ -82,6 +88,11 @@ class ToolCallDecoder:
 
     def _read_content(self, text: str) -> str:
         text, self._held = self._held + text, ""
+        if self._undecided and (word := text.lstrip(_SPACE)):
+            self._undecided = word != TOOL_CALL_START and TOOL_CALL_START.startswith(word)
+            self._has_form = not self._undecided and not word.startswith(TOOL_CALL_START)
+            if self._has_form:
+                return text
         content, tag, rest = text.partition(TOOL_CALL_START)
         if not tag:
             content = content[: len(content) - longest_overlap(content, (TOOL_CALL_START,))]

@@ -1,6 +1,8 @@
 """``trillion-serve serve``: models behind the OpenAI API, in this process or on servers elsewhere."""
 
+import asyncio
 import json
+import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from enum import StrEnum
@@ -15,10 +17,8 @@ from trillion_serve.errors import EngineStartError, ServeError
 if TYPE_CHECKING:
     from trillion_serve.chat.tokenizer import ChatTokenizer
     from trillion_serve.engines.protocol import Engine, GenerateRequest
-    from trillion_serve.engines.vllm import VllmOptions
-    from trillion_serve.gateway.config import GatewayConfig, ReplicaConfig
+    from trillion_serve.gateway.config import GatewayConfig, ModelConfig, ReplicaConfig
     from trillion_serve.gateway.models import ServedModel
-    from trillion_serve.routing import PoolConfig
 
 _CONNECT_SECONDS = 10.0
 
@@ -104,6 +104,9 @@ def serve(
     shutdown_timeout: Annotated[
         int, typer.Option(help="Seconds that requests may take to finish after SIGTERM.", min=1)
     ] = 30,
+    drain_delay: Annotated[
+        float, typer.Option(help="Seconds after SIGTERM in which requests are still taken while /ready is 503.", min=0)
+    ] = 0.0,
 ) -> None:
     """Serve models behind the OpenAI API.
 
@@ -115,6 +118,8 @@ def serve(
 
     `trillion-serve serve --config gateway.yaml`
     """
+    # Whatever a reload would read is yet to be read; without a handler the signal would end the process.
+    signal.signal(signal.SIGHUP, lambda *_: None)
     if (model is None) == (config is None):
         raise ServeError("name either a MODEL or a --config file")
     if bool(url) != (engine is EngineName.HTTP):
@@ -132,7 +137,9 @@ def serve(
 
     name = served_model_name or display_name(model)
     pool = PoolConfig(policy=policy.value, max_concurrency=max_concurrency, queue_size=queue_size)
-    server = ServerConfig(host=host, port=port, shutdown_timeout=shutdown_timeout, insecure=insecure)
+    server = ServerConfig(
+        host=host, port=port, drain_delay=drain_delay, shutdown_timeout=shutdown_timeout, insecure=insecure
+    )
     gateway = GatewayConfig(
         server=server,
         log=LogConfig(format=LogFormat(log_format.value), level=log_level.value),
@@ -151,7 +158,6 @@ def serve(
 
     options = VllmOptions(
         model=resolve(model, dummy_weights=load_format == "dummy"),
-        tokenizer=tokenizer,
         max_model_len=max_model_len,
         dtype=dtype,
         kv_cache_memory=kv_cache_memory,
@@ -164,11 +170,9 @@ def serve(
     )
     # One engine, next door: asking it how it is costs nothing, and there is no other to try.
     pool = replace(pool, policy="least_load", retry=RetryConfig(attempts=1), health=HealthConfig(1.0, failures=1))
-
-    async def start() -> "ServedModel":
-        return await _start(name, options, pool, fake=engine is EngineName.FAKE)
-
-    _run(_serve(lambda: gateway, start))
+    served = ModelConfig(name=name, tokenizer=tokenizer or options.model, engine=options, pool=pool)
+    gateway = gateway.model_copy(update={"models": (served,)})
+    _run(_serve(lambda: gateway, _start_fake if engine is EngineName.FAKE else None))
 
 
 def _is_given(context: typer.Context, option: str) -> bool:
@@ -190,16 +194,16 @@ def _run(serving: Coroutine[None, None, None]) -> None:
 
 
 async def _serve(
-    load: Callable[[], "GatewayConfig"], start: Callable[[], Awaitable["ServedModel"]] | None = None
+    load: Callable[[], "GatewayConfig"], start: Callable[["ModelConfig"], Awaitable["Engine"]] | None = None
 ) -> None:
     """Serve until a signal ends it.
 
     Args:
         load: reads the configuration.
-        start: starts a model in this process.
+        start: starts the engine of a model in this process; None starts vLLM.
     """
     from trillion_serve.gateway.app import create_deployment_app
-    from trillion_serve.gateway.deployment import Deployment, front_settings
+    from trillion_serve.gateway.deployment import Deployment, front_settings, start_vllm
     from trillion_serve.gateway.observability import configure_logging
     from trillion_serve.gateway.server import Server, listen, url_of
 
@@ -207,7 +211,8 @@ async def _serve(
     configure_logging(config.log.format, config.log.level)
     front_settings(config, config.server.host)  # before anything that takes time is started
     sock = listen(config.server.host, config.server.port)
-    deployment = Deployment(load, [] if start is None else [await start()])
+    deployment = Deployment(load, start or start_vllm)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, deployment.reload_in_background)
     await deployment.reload()
     for model in deployment.models:
         await _introduce(model)
@@ -219,28 +224,19 @@ async def _serve(
     server = Server(
         create_deployment_app(deployment),
         shutdown_timeout=config.server.shutdown_timeout,
+        drain_delay=config.server.drain_delay,
         on_ready=announce,
-        on_hangup=deployment.reload_in_background,
     )
     await server.serve(sockets=[sock])
 
 
-async def _start(name: str, options: "VllmOptions", config: "PoolConfig", *, fake: bool) -> "ServedModel":
-    """A model that runs in this process."""
-    from trillion_serve.chat.tokenizer import ChatTokenizer
-    from trillion_serve.gateway.deployment import pooled
-    from trillion_serve.gateway.models import ServedModel
-    from trillion_serve.gateway.sampling import SamplingDefaults
+async def _start_fake(config: "ModelConfig") -> "Engine":
+    """The engine without a model, in place of vLLM."""
+    from trillion_serve.gateway.deployment import load_tokenizer
 
-    defaults = SamplingDefaults.load(options.model)
-    tokenizer = ChatTokenizer.load(options.tokenizer or options.model, defaults.end_ids)
-    if fake:
-        engine = fake_engine(tokenizer, options.max_model_len or 4096)
-    else:
-        from trillion_serve.engines.vllm import VllmEngine
-
-        engine = await VllmEngine.start(options)
-    return ServedModel(name, await pooled(engine, config), tokenizer, defaults)
+    assert config.engine is not None
+    tokenizer, _ = load_tokenizer(config.tokenizer, config.engine.model)
+    return fake_engine(tokenizer, config.engine.max_model_len or 4096)
 
 
 async def _introduce(model: "ServedModel") -> None:

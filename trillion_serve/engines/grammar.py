@@ -1,6 +1,6 @@
 """What the adapters have in common about grammars: what is refused, and how an answer under one ends."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from trillion_serve.engines.protocol import Grammar, SamplingParams, TokenDelta
 from trillion_serve.errors import EngineError, RequestRefusedError

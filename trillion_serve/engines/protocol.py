@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from msgspec import Struct
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -19,8 +21,8 @@ class Grammar:
 
     Attributes:
         kind: what ``value`` is.
-        value: the JSON text of a schema; a regular expression that the whole answer matches; an EBNF grammar
-            (GBNF notation) whose first rule is called ``root``.
+        value: the JSON text of a schema; a regular expression that the whole answer matches; a grammar in
+            GBNF, whose first rule is called ``root``, or in llguidance's Lark, where it is called ``start``.
     """
 
     kind: Literal["json_schema", "regex", "ebnf"]
@@ -67,8 +69,7 @@ class GenerateRequest:
     sampling: SamplingParams
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
+class TokenLogprob(Struct, frozen=True):
     """The log-probability of a token, and of the most probable ones at its place, best first."""
 
     token_id: int
@@ -76,8 +77,7 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class TokenDelta:
+class TokenDelta(Struct, frozen=True):
     """The tokens that came since the last delta.
 
     Attributes:

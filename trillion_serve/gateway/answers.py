@@ -1,10 +1,13 @@
 """The answers to one request: generated side by side, and counted together."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, replace
+from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from trillion_serve.chat.answer import AnswerDelta, AnswerRequest, answer
 from trillion_serve.gateway.models import ServedModel
@@ -16,8 +19,7 @@ AnswerSource = Callable[[AnswerRequest], AsyncGenerator[AnswerDelta, None]]
 """Gives the deltas of one answer; closing the generator aborts it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(Struct, frozen=True):
     """What a few tokens add to one of the answers."""
 
     index: int
@@ -43,18 +45,16 @@ class Answers:
         self, model: ServedModel, requests: Sequence[AnswerRequest], source: AnswerSource | None = None
     ) -> None:
         self._requests = [_with_client_id(request) for request in requests]
+        self._model = model
         self._source = source or partial(answer, model.engine, model.tokenizer)
         self._record = current_record.get() or RequestRecord()
         self._record.asked(model.name, self._requests)
         self.last: dict[int, AnswerDelta] = {}
 
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
+    def pieces(self) -> AsyncGenerator[Piece, None]:
         """The pieces of all answers as they come. Closing this aborts what is under way."""
         streams = [self._one(index) for index in range(len(self._requests))]
-        async with aclosing(streams[0] if len(streams) == 1 else merge(streams)) as pieces:
-            async for piece in pieces:
-                self.last[piece.index] = piece.delta
-                yield piece
+        return streams[0] if len(streams) == 1 else merge(streams, self._model.turns())
 
     def usage(self) -> Usage:
         """Tokens of the prompts, each counted once, and of all answers."""
@@ -82,6 +82,7 @@ class Answers:
             async with aclosing(self._source(request)) as deltas:
                 async for delta in deltas:
                     watch.saw(delta)
+                    self.last[index] = delta
                     yield Piece(index, delta)
 
 
@@ -91,7 +92,7 @@ def numbered(request: AnswerRequest, count: int) -> list[AnswerRequest]:
     def one(index: int) -> AnswerRequest:
         sampling = request.sampling
         if index and sampling.seed is not None:
-            sampling = replace(sampling, seed=sampling.seed + index)
+            sampling = dataclasses.replace(sampling, seed=sampling.seed + index)
         return replace(request, id=f"{request.id}-{index}", sampling=sampling)
 
     return [one(index) for index in range(count)]
@@ -102,13 +103,17 @@ def _with_client_id(request: AnswerRequest) -> AnswerRequest:
     return replace(request, id=f"{request.id}.{known}") if known else request
 
 
-async def merge(streams: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerator[Piece, None]:
-    """Items of all streams as they come. The first error ends them all, and closing this closes them."""
+async def merge(
+    streams: Sequence[AsyncGenerator[Piece, None]], turns: AbstractAsyncContextManager[object]
+) -> AsyncGenerator[Piece, None]:
+    """Items of all streams as they come, each stream inside ``turns``. The first error ends them all, and closing
+    this closes them.
+    """
     queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue(maxsize=len(streams))
 
     async def pump(stream: AsyncGenerator[Piece, None]) -> None:
         try:
-            async with aclosing(stream):
+            async with turns, aclosing(stream):
                 async for piece in stream:
                     await queue.put(piece)
         except Exception as error:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 
 from trillion_serve.gateway import errors
 from trillion_serve.gateway.api import admin, chat_completions, completions, health, page, responses, tokenize
@@ -52,7 +52,7 @@ def _create(
     app.state.draining = False
     errors.install(app)
     for api in (models_api, chat_completions, completions, responses, tokenize, health):
-        app.include_router(api.router(models), dependencies=[Depends(front.check_batch)])
+        app.include_router(api.router(models))
     app.include_router(page.router())
     # The last one stands at the front.
     app.add_middleware(BodyGuard, front=front)

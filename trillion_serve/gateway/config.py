@@ -5,7 +5,7 @@ Settings that the code takes as dataclasses are those dataclasses here too, so t
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from trillion_serve.chat.thinking import ThinkingSettings
 from trillion_serve.engines.http import HttpOptions
+from trillion_serve.engines.vllm import VllmOptions
 from trillion_serve.errors import ServeError
 from trillion_serve.gateway.documents import read_document
 from trillion_serve.gateway.observability import LogFormat, ObservabilityConfig
@@ -43,7 +44,7 @@ class Timeouts:
 
 
 class _Document(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class ReplicaConfig(_Document):
@@ -94,17 +95,19 @@ class ReplicaConfig(_Document):
 
 
 class ModelConfig(_Document):
-    """A model and the servers that run it.
+    """A model, and the servers that run it or the engine that does so in this process.
 
     Attributes:
         name: what clients call it.
         tokenizer: directory (a relative one counts from the file's) or hub id of tokenizer, template and
-            generation config.
+            generation config. ``engine`` uses it too, and has the generation config beside its weights.
+        engine: vLLM in this process; its ``model`` is a directory (a relative one counts from the file's) or hub id.
         replicas: may be empty, to be added by the admin API.
     """
 
     name: Name
     tokenizer: str
+    engine: VllmOptions | None = None
     replicas: tuple[ReplicaConfig, ...] = ()
     pool: PoolConfig = PoolConfig()
     timeouts: Timeouts = Timeouts()
@@ -115,10 +118,20 @@ class ModelConfig(_Document):
         _check_unique("replicas", [replica.name for replica in self.replicas])
         return self
 
+    @model_validator(mode="after")
+    def _runs_in_one_place(self) -> Self:
+        if self.engine is not None and self.replicas:
+            raise ValueError("a model has either an engine, in this process, or replicas elsewhere")
+        if self.engine is not None and self.engine.tokenizer is not None:
+            raise ValueError("the tokenizer stands beside engine, not in it")
+        return self
+
     def beside(self, folder: Path) -> Self:
-        """The same with a tokenizer that is a directory in ``folder`` found there."""
-        local = folder / self.tokenizer
-        return self.model_copy(update={"tokenizer": str(local)}) if local.is_dir() else self
+        """The same with directories in ``folder`` found there."""
+        engine = self.engine
+        if engine is not None:
+            engine = replace(engine, model=_beside(folder, engine.model))
+        return self.model_copy(update={"tokenizer": _beside(folder, self.tokenizer), "engine": engine})
 
 
 class ServerConfig(_Document):
@@ -126,7 +139,9 @@ class ServerConfig(_Document):
 
     Attributes:
         port: 0 takes a free one.
-        shutdown_timeout: seconds that requests under way may take to finish after SIGTERM.
+        drain_delay: seconds after SIGTERM in which requests are still taken while ``/ready`` is 503 already, so that
+            whoever sends them can notice.
+        shutdown_timeout: seconds that requests under way may take to finish after that.
         insecure: other machines may use the API without a key.
         metrics_public: ``/metrics`` needs no key; None means where only this machine can reach it.
         limits: for every request.
@@ -134,6 +149,7 @@ class ServerConfig(_Document):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    drain_delay: Annotated[float, Field(ge=0)] = 0.0
     shutdown_timeout: Annotated[int, Field(ge=1)] = 30
     insecure: bool = False
     metrics_public: bool | None = None
@@ -186,6 +202,12 @@ class GatewayConfig(_Document):
                 "keys_file": None if config.keys_file is None else folder / config.keys_file,
             }
         )
+
+
+def _beside(folder: Path, name: str) -> str:
+    """A directory in ``folder`` as a path from here; anything else as it is."""
+    local = folder / name
+    return str(local) if local.is_dir() else name
 
 
 def _check_unique(what: str, names: Iterable[str]) -> None:

@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trillion_serve.chat.tokenizer import ChatTokenizer
@@ -12,15 +12,17 @@ from trillion_serve.engines.http import HttpEngine
 from trillion_serve.engines.http_sglang import SglangHttpEngine
 from trillion_serve.engines.http_vllm import VllmHttpEngine
 from trillion_serve.engines.protocol import Engine
+from trillion_serve.engines.vllm import VllmEngine
 from trillion_serve.errors import EngineStartError, ServeError
 from trillion_serve.gateway.config import GatewayConfig, ModelConfig, ReplicaConfig
 from trillion_serve.gateway.errors import ApiError
 from trillion_serve.gateway.models import Models, ServedModel
 from trillion_serve.gateway.sampling import SamplingDefaults
+from trillion_serve.gateway.security.changes import changes, check_still_closed
 from trillion_serve.gateway.security.front import Front, FrontSettings, check_exposure, is_loopback
 from trillion_serve.gateway.security.keys import Keyring
 from trillion_serve.gateway.security.keys_file import read_keys
-from trillion_serve.routing import Pool, PoolConfig
+from trillion_serve.routing import Pool
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +51,22 @@ class _Served:
         return name
 
 
+async def start_vllm(config: ModelConfig) -> Engine:
+    """The engine of a model that runs in this process; blocks the event loop meanwhile.
+
+    Raises:
+        EngineStartError: it did not start.
+    """
+    assert config.engine is not None, "only a model with an engine runs in this process"
+    return await VllmEngine.start(replace(config.engine, tokenizer=config.tokenizer))
+
+
 class Deployment:
     """Makes what runs match what is configured.
 
     Args:
         load: reads the configuration; called again for each reload.
-        fixed: models that run in this process, which no configuration changes.
+        start: starts the engine of a model that runs in this process; called before anything is served.
 
     Attributes:
         config: what was read last.
@@ -62,13 +74,15 @@ class Deployment:
         front: who may come in, and with how much.
     """
 
-    def __init__(self, load: Callable[[], GatewayConfig], fixed: Iterable[ServedModel] = ()) -> None:
+    def __init__(
+        self, load: Callable[[], GatewayConfig], start: Callable[[ModelConfig], Awaitable[Engine]] = start_vllm
+    ) -> None:
         self._load = load
+        self._start = start
         self.config = GatewayConfig()
-        self.models = Models(fixed)
+        self.models = Models()
         self.front = Front()
         self._host: str | None = None
-        self._fixed = frozenset(model.name for model in self.models)
         self._served: dict[str, _Served] = {}
         self._retired: set[Pool] = set()
         self._reloading = asyncio.Lock()
@@ -80,51 +94,42 @@ class Deployment:
         Requests under way go on where they are. Replicas are connected to as they come up.
 
         Returns:
-            What was done, a line each.
+            What was done, a line each; it is logged too.
 
         Raises:
             ServeError: the configuration is wrong; nothing has changed.
         """
         async with self._reloading:
-            config = await asyncio.to_thread(self._load)
-            # The socket stays where it is, whatever the file says of it by now.
-            host = self._host or config.server.host
-            settings = await asyncio.to_thread(front_settings, config, host)
-            self._check(config)
-            fresh = await self._prepare([model for model in config.models if self._is_new(model)])
-            # Nothing from here on fails, or waits.
-            self._host = host
-            self.front.settings = settings
-            done = [self._drop(name) for name in set(self._served) - {model.name for model in config.models}]
-            done += [self._put(model, served) for model, served in fresh]
-            for model in config.models:
-                done += self._match_replicas(model)
-            self.config = config
+            if self._host is None:
+                return await self._apply()
+            try:
+                done = await self._apply()
+            except ServeError as error:
+                logger.error("the configuration was read again, and nothing was changed: %s", error)
+                raise
+            logger.warning("the configuration was read again: %s", "; ".join(done) or "all is as before")
             return done
 
     def reload_in_background(self) -> None:
-        """Reload, and log what came of it."""
+        """Reload; the log tells what came of it."""
 
         async def reload() -> None:
-            try:
-                done = await self.reload()
-            except ServeError as error:
-                logger.error("the configuration was read again, and nothing was changed: %s", error)
-            else:
-                logger.warning("the configuration was read again: %s", "; ".join(done) or "models are as before")
+            with suppress(ServeError):
+                await self.reload()
 
         self._in_background(reload())
 
     def served(self, model: str) -> _Served:
-        """A configured model.
+        """A configured model that has replicas.
 
         Raises:
             ApiError: there is none of that name.
         """
+        elsewhere = {name: served for name, served in self._served.items() if served.config.engine is None}
         try:
-            return self._served[model]
+            return elsewhere[model]
         except KeyError:
-            names = ", ".join(map(repr, self._served)) or "none"
+            names = ", ".join(map(repr, elsewhere)) or "none"
             raise ApiError(
                 f"no model {model!r} has replicas here, only {names}", status=404, code="model_not_found"
             ) from None
@@ -173,10 +178,29 @@ class Deployment:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(self.models.close(), *(pool.close() for pool in self._retired))
 
+    async def _apply(self) -> list[str]:
+        config = await asyncio.to_thread(self._load)
+        # The socket stays where it is, whatever the file says of it by now.
+        host = self._host or config.server.host
+        settings = await asyncio.to_thread(front_settings, config, host)
+        self._check(config)
+        if self._host is not None:
+            check_still_closed(self.front.settings, settings, insecure=config.server.insecure)
+        fresh = await self._prepare([model for model in config.models if self._is_new(model)])
+        # Nothing from here on fails, or waits.
+        done = changes(self.front.settings, settings)
+        self._host = host
+        self.front.settings = settings
+        done += [self._drop(name) for name in set(self._served) - {model.name for model in config.models}]
+        done += [self._put(model, served) for model, served in fresh]
+        for model in config.models:
+            done += self._match_replicas(model)
+        self.config = config
+        return done
+
     def _check(self, config: GatewayConfig) -> None:
-        clash = self._fixed & {model.name for model in config.models}
-        if clash:
-            raise ServeError(f"models: {min(clash)!r} runs in this process already; choose another name")
+        if self._host is not None and _in_this_process(config) != _in_this_process(self.config):
+            raise ServeError("models: an engine in this process, its pool and timeouts change with a restart only")
         for model in config.models:
             for replica in model.replicas:
                 replica.options(model.timeouts, model.pool)
@@ -204,17 +228,32 @@ class Deployment:
         Raises:
             ServeError: it has no tokenizer that can be loaded, or no engine to take over with.
         """
-        tokenizer, sampling = await asyncio.to_thread(load_tokenizer, config.tokenizer)
+        weights = None if config.engine is None else config.engine.model
+        tokenizer, sampling = await asyncio.to_thread(load_tokenizer, config.tokenizer, weights)
         before = self._served.get(config.name)
         if before is not None and (before.config.pool, before.config.timeouts) == (config.pool, config.timeouts):
             served = _Served(config, before.pool, before.replicas)
         else:
-            served = _Served(config, Pool(config.pool))
+            served = _Served(config, await self._pool(config))
             for replica in config.replicas:
                 served.add(replica)
             if before is not None and config.replicas:
                 await self._take_over(served)
         return ServedModel(config.name, served.pool, tokenizer, sampling, config.thinking), served
+
+    async def _pool(self, config: ModelConfig) -> Pool:
+        """A pool without replicas, or with the engine of this process, once it runs."""
+        if config.engine is None:
+            return Pool(config.pool)
+        engine = await self._start(config)
+
+        async def connect() -> Engine:
+            return engine
+
+        pool = Pool(config.pool)
+        pool.add("engine", connect)
+        await pool.ready(_READY_SECONDS)
+        return pool
 
     async def _take_over(self, served: _Served) -> None:
         try:
@@ -287,29 +326,21 @@ class Deployment:
             logger.error("work in the background failed", exc_info=task.exception())
 
 
-def load_tokenizer(source: str) -> tuple[ChatTokenizer, SamplingDefaults]:
-    """The tokenizer of a directory or hub id, and the sampling of its generation config.
+def load_tokenizer(source: str, weights: str | None = None) -> tuple[ChatTokenizer, SamplingDefaults]:
+    """The tokenizer of a directory or hub id, and the sampling of the generation config.
+
+    Args:
+        source: has the tokenizer.
+        weights: directory or hub id that has the generation config, if ``source`` does not.
 
     Raises:
         ServeError: there is no tokenizer.
     """
     try:
-        sampling = SamplingDefaults.load(source)
+        sampling = SamplingDefaults.load(weights or source)
     except OSError as error:
         raise ServeError(f"{source} has no tokenizer that can be loaded: {error}") from error
     return ChatTokenizer.load(source, sampling.end_ids), sampling
-
-
-async def pooled(engine: Engine, config: PoolConfig) -> Pool:
-    """A pool of one engine that runs already: it bounds what is under way, and lets the rest wait in turn."""
-
-    async def connect() -> Engine:
-        return engine
-
-    pool = Pool(config)
-    pool.add("engine", connect)
-    await pool.ready(_READY_SECONDS)
-    return pool
 
 
 def front_settings(config: GatewayConfig, host: str) -> FrontSettings:
@@ -332,6 +363,13 @@ def front_settings(config: GatewayConfig, host: str) -> FrontSettings:
     check_exposure(host, users, insecure=server.insecure)
     public = is_loopback(host) if server.metrics_public is None else server.metrics_public
     return FrontSettings(users, Keyring(key for key in keys if key.admin), public, server.limits)
+
+
+def _in_this_process(config: GatewayConfig) -> dict[str, tuple[object, ...]]:
+    """The models whose engines run in this process, and what cannot change while they do."""
+    return {
+        model.name: (model.engine, model.pool, model.timeouts) for model in config.models if model.engine is not None
+    }
 
 
 def _without_replicas(config: ModelConfig) -> ModelConfig:

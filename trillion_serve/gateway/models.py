@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from trillion_serve.chat.thinking import ThinkingSettings
@@ -40,6 +41,12 @@ class ServedModel:
         """The pool of engines that runs it, if it is one."""
         inner = self.engine.inner if isinstance(self.engine, MeteredEngine) else self.engine
         return inner if isinstance(inner, Pool) else None
+
+    def turns(self) -> AbstractAsyncContextManager[object]:
+        """What the parts of one request share, each held inside it: no more of them are under way than have a place,
+        and the others wait for these, where the pool's queue would refuse what never fits in it.
+        """
+        return nullcontext() if self.pool is None else asyncio.Semaphore(max(self.pool.places, 1))
 
 
 class Models:

@@ -6,14 +6,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from trillion_serve.chat.answer import AnswerLimits, AnswerRequest, Free, Segment, reasoning_room
+from trillion_serve.chat.answer import AnswerLimits, AnswerRequest, Constrained, Free, Segment, reasoning_room
 from trillion_serve.chat.language import language_of
 from trillion_serve.chat.render import Prompt, render
+from trillion_serve.chat.structure import call_grammar, calls_or_form
 from trillion_serve.chat.thinking import Opening, ThinkingWish
 from trillion_serve.chat.tools import ToolUse
-from trillion_serve.engines.protocol import SamplingParams
+from trillion_serve.engines.protocol import Grammar, SamplingParams
 from trillion_serve.gateway.models import ServedModel
-from trillion_serve.gateway.sampling import sampling_of
+from trillion_serve.gateway.sampling import check_ids, sampling_of
+from trillion_serve.gateway.schema.grammar_check import refusal_of
 from trillion_serve.gateway.schema.sampling import SamplingFields
 
 _NOTHING_ASKED = ThinkingWish()
@@ -21,6 +23,7 @@ _LEAST_REASONING = 8
 """Fewer tokens of reasoning than these help no answer, which can use them itself."""
 _SHORT_CHARACTERS = 1500
 _ANYTHING: tuple[Segment, ...] = (Free(),)
+_ANY_ARGUMENTS: Mapping[str, Any] = {"type": "object"}
 
 
 async def prepare_answer(
@@ -47,15 +50,21 @@ async def prepare_answer(
         wish: what it asks of thinking.
         tools: function definitions that the model is told of, as the chat API has them.
         tool_use: the calls that are read out of the content.
-        content: the parts that the content is made of.
+        content: the parts that the content is made of; a form that is all of it becomes calls or that form with tools.
         template_variables: anything else for the chat template.
         top_logprobs: alternatives to each token, None for no log-probabilities.
         param: the field that the messages come from, for errors.
 
     Raises:
         RenderError: the chat template refuses the messages.
-        ApiError: they do not fit in the context.
+        ApiError: they do not fit in the context, or a token is named that there is not.
     """
+    if sampling.stop_token_ids or sampling.logit_bias:
+        await asyncio.to_thread(check_ids, model.tokenizer, sampling)
+    match content:
+        case (Constrained(form),) if tool_use is not None:
+            tool_use = replace(tool_use, or_form=True)
+            content = (Constrained(await asyncio.to_thread(_calls_or_form, model, form, tool_use)),)
     variables = variables_of(wish, template_variables)
     short = not tools and sum(_length(message) for message in messages) <= _SHORT_CHARACTERS
 
@@ -102,6 +111,15 @@ def variables_of(wish: ThinkingWish, given: Mapping[str, Any] | None) -> dict[st
     if wish.effort is not None and wish.on is not False:
         variables.setdefault("reasoning_effort", wish.effort)
     return variables
+
+
+def _calls_or_form(model: ServedModel, form: Grammar, use: ToolUse) -> Grammar:
+    """A grammar of calls, or else of a form. Parameters that cannot be enforced are left to the model."""
+    parameters = {
+        name: schema if refusal_of(call_grammar({name: schema})) is None else _ANY_ARGUMENTS
+        for name, schema in use.parameters.items()
+    }
+    return calls_or_form(form, replace(use, parameters=parameters), model.tokenizer)
 
 
 def _limits(

@@ -4,9 +4,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from trillion_serve.chat.tokenizer import ChatTokenizer
 from trillion_serve.engines.protocol import EngineInfo, SamplingParams
 from trillion_serve.errors import ChatError
 from trillion_serve.gateway.errors import ApiError
+from trillion_serve.gateway.raw_prompts import check_token_ids
 from trillion_serve.gateway.schema.sampling import SamplingFields
 
 
@@ -50,6 +52,16 @@ class SamplingDefaults:
         ends = config.get("eos_token_id")
         ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
         return cls(**values, end_ids=tuple(ends))
+
+
+def check_ids(tokenizer: ChatTokenizer, request: SamplingFields) -> None:
+    """Refuse tokens that the tokenizer does not have. The first time, this reads the whole vocabulary.
+
+    Raises:
+        ApiError: a request names one; ``param`` is the field.
+    """
+    check_token_ids(tokenizer, request.stop_token_ids or (), "stop_token_ids")
+    check_token_ids(tokenizer, request.logit_bias or (), "logit_bias")
 
 
 def sampling_of(

@@ -1,11 +1,11 @@
 """Serving an application on a socket until it is told to stop."""
 
-import asyncio
 import contextlib
 import gc
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Generator
 from types import FrameType
 
@@ -27,8 +27,8 @@ class Server(uvicorn.Server):
     Args:
         app: what to serve.
         shutdown_timeout: seconds that requests under way may take to finish.
+        drain_delay: seconds after SIGTERM in which requests are still taken, each on a connection that then closes.
         on_ready: called when the first request can come.
-        on_hangup: called on SIGHUP, in the event loop; without it SIGHUP does what it did before.
     """
 
     def __init__(
@@ -37,20 +37,22 @@ class Server(uvicorn.Server):
         *,
         shutdown_timeout: int,
         on_ready: Callable[[], None],
-        on_hangup: Callable[[], None] | None = None,
+        drain_delay: float = 0.0,
     ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
                 log_config=None,  # its loggers write where all others do
                 log_level="warning",
+                access_log=False,  # the gateway writes its own
                 timeout_graceful_shutdown=shutdown_timeout,
                 timeout_keep_alive=30,
             )
         )
         self._app = app
         self._on_ready = on_ready
-        self._on_hangup = on_hangup
+        self._drain_delay = drain_delay
+        self._drained_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say so."""
@@ -62,10 +64,21 @@ class Server(uvicorn.Server):
             gc.set_threshold(_GC_THRESHOLD)
             self._on_ready()
 
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to stop: called ten times a second."""
+        if self._drained_at is not None and time.monotonic() >= self._drained_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; a second SIGINT ends at once."""
+        """Begin to drain. A second signal ends the delay, and a SIGINT after that everything."""
         self._app.state.draining = True
-        super().handle_exit(sig, frame)
+        if sig == signal.SIGTERM and self._drain_delay and self._drained_at is None:
+            self._drained_at = time.monotonic() + self._drain_delay
+            for headers in (self.config.encoded_headers, self.server_state.default_headers):
+                headers.append((b"connection", b"close"))
+        else:
+            super().handle_exit(sig, frame)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -74,13 +87,9 @@ class Server(uvicorn.Server):
             yield
             return
         before = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGTERM, signal.SIGINT)}
-        loop = asyncio.get_running_loop()
-        if self._on_hangup is not None:
-            loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         try:
             yield
         finally:
-            loop.remove_signal_handler(signal.SIGHUP)
             for sig, handler in before.items():
                 signal.signal(sig, handler)
 

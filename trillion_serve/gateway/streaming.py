@@ -7,7 +7,7 @@ a task and cancel it once.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 
@@ -24,6 +24,9 @@ T = TypeVar("T")
 
 Event = BaseModel | msgspec.Struct
 """What an event stream is made of; a struct may have models among its fields."""
+
+Events = Sequence[Event]
+"""Those that come together, and are sent together."""
 
 _CLIENT_CLOSED_REQUEST = 499
 
@@ -57,27 +60,37 @@ async def answer_or_hang_up(request: Request, work: Coroutine[None, None, BaseMo
         answer = await while_connected(request.receive, work)
     except ClientGone:
         return Response(status_code=_CLIENT_CLOSED_REQUEST)
+    return json_response(answer)
+
+
+def json_response(answer: BaseModel) -> Response:
+    """A response whose body is an object's JSON."""
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
+class LastEvents(list[Event]):
+    """The events that end a stream, which is closed along with them; perhaps none."""
+
+
 class EventStream(Response):
-    """Server-sent events, one for each item, and ``[DONE]``.
+    """Server-sent events, and ``[DONE]``. Events that come together are sent together.
 
     An error before the first event is raised, so that it becomes a response with its own status; a later one
     becomes an event.
 
     Args:
-        events: the items.
+        events: the items, as many at a time as there are; the last are ``LastEvents``.
         named: each event bears the name that its item has as ``type``, and the last item is the end.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[Event, None], *, named: bool = False) -> None:
+    def __init__(self, events: AsyncGenerator[Events, None], *, named: bool = False) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._events = events
-        self._named = named
+        self._written = _named_event if named else _event
+        self._end = b"" if named else b"data: [DONE]\n\n"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events until they end or the client goes away."""
@@ -87,28 +100,32 @@ class EventStream(Response):
             logger.info("%s: the client left a stream", scope["path"])
 
     async def _send(self, send: Send) -> None:
+        end = self._end
         async with aclosing(self._events) as events:
-            first = await anext(events)
+            batch = await anext(events)
+            body = self._body(batch)
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await self._send_item(send, first)
             try:
-                async for event in events:
-                    await self._send_item(send, event)
+                while not isinstance(batch, LastEvents):
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+                    body = b""
+                    batch = await anext(events)
+                    body = self._body(batch)
             except Exception as error:
                 logger.exception("a stream failed")
-                await _send_event(send, msgspec.json.encode(api_error(error).body()))
-            else:
-                if not self._named:
-                    await _send_event(send, b"[DONE]")
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+                end = b"data: %b\n\n" % msgspec.json.encode(api_error(error).body())
+            await send({"type": "http.response.body", "body": body + end, "more_body": False})
 
-    async def _send_item(self, send: Send, item: Event) -> None:
-        name = f"event: {item.type}\n".encode() if self._named else b""  # type: ignore[union-attr]
-        await _send_event(send, _json(item), name)
+    def _body(self, events: Events) -> bytes:
+        return b"".join(map(self._written, events))
 
 
-async def _send_event(send: Send, data: bytes, name: bytes = b"") -> None:
-    await send({"type": "http.response.body", "body": b"%bdata: %b\n\n" % (name, data), "more_body": True})
+def _event(item: Event) -> bytes:
+    return b"data: %b\n\n" % _json(item)
+
+
+def _named_event(item: Event) -> bytes:
+    return b"event: %b\n%b" % (item.type.encode(), _event(item))  # type: ignore[union-attr]
 
 
 def _json(item: Event) -> bytes:

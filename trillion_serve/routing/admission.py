@@ -69,6 +69,11 @@ class Admission:
         """Requests in the queue."""
         return len(self._waiters)
 
+    @property
+    def places(self) -> int:
+        """Requests that may be under way at once in the replicas that take any."""
+        return sum(replica.up for replica in self.replicas.values()) * self._config.max_concurrency
+
     async def acquire(self, request_id: str, blocks: Sequence[int], avoid: Collection[str] = ()) -> Lease | None:
         """A place for a prompt with these block hashes, not in ``avoid`` if that can be helped.
 
@@ -169,8 +174,7 @@ class Admission:
 
     def _overloaded(self, what: str) -> OverloadedError:
         self.refused += 1
-        places = sum(replica.up for replica in self.replicas.values()) * self._config.max_concurrency
-        seconds = (len(self._waiters) + 1) * self._request_seconds / max(places, 1)
+        seconds = (len(self._waiters) + 1) * self._request_seconds / max(self.places, 1)
         return OverloadedError(
             f"the engines are busy: {what}; try again later",
             retry_after=min(max(seconds, 1.0), _MOST_RETRY_AFTER),

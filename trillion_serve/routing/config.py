@@ -1,5 +1,6 @@
 """The configuration of a pool."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -7,6 +8,9 @@ from trillion_model.errors import ConfigError
 from trillion_serve.routing.affinity import AffinityConfig
 from trillion_serve.routing.breaker import BreakerConfig
 from trillion_serve.routing.replica import HealthConfig
+
+_LEAST_SECONDS = 0.001
+"""Checks that follow one another at once would be all that a gateway does."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,21 @@ class PoolConfig:
             "load_factor": (self.load_factor, 1.0),
             "max_concurrency": (self.max_concurrency, 1),
             "queue_size": (self.queue_size, 0),
+            "queue_timeout": (self.queue_timeout, 0),
+            "drain_timeout": (self.drain_timeout, 0),
             "retry.attempts": (self.retry.attempts, 1),
+            "retry.first_wait": (self.retry.first_wait, 0),
+            "retry.longest_wait": (self.retry.longest_wait, 0),
             "breaker.failures": (self.breaker.failures, 1),
+            "breaker.open_seconds": (self.breaker.open_seconds, _LEAST_SECONDS),
+            "breaker.most_open_seconds": (self.breaker.most_open_seconds, _LEAST_SECONDS),
+            "health.interval": (self.health.interval, _LEAST_SECONDS),
+            "health.timeout": (self.health.timeout, _LEAST_SECONDS),
             "health.failures": (self.health.failures, 1),
             "affinity.block_tokens": (self.affinity.block_tokens, 1),
             "affinity.most_blocks": (self.affinity.most_blocks, 1),
+            "affinity.remembered_blocks": (self.affinity.remembered_blocks, 0),
         }
         for name, (value, bound) in least.items():
-            if value < bound:
-                raise ConfigError(name, value, f"{bound:g} or more")
+            if not bound <= value < math.inf:
+                raise ConfigError(name, value, f"{bound:g} or more, and finite")

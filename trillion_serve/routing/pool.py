@@ -153,6 +153,11 @@ class Pool:
         )
 
     @property
+    def places(self) -> int:
+        """Requests that may be under way at once in the replicas that take any."""
+        return self._admission.places
+
+    @property
     def info(self) -> EngineInfo:
         """The replicas together: the shortest context, the sum of the caches.
 

@@ -131,7 +131,8 @@ def test_echoed_reasoning_never_reaches_any_template(
         ("b", "b"),
         ("say <think> then </think>", "say <think> then </think>"),
         ("<think>a</think>b</think>c", "b</think>c"),
-        ("<think>never closed", "<think>never closed"),
+        ("\n<think>never closed", ""),
+        ("say <think> and no more", "say <think> and no more"),
     ],
 )
 def test_the_answer_within_an_echoed_content(content: str, answer: str) -> None:

@@ -181,6 +181,28 @@ def test_without_parallel_calls_the_first_one_ends_the_content() -> None:
     assert decoder.full
 
 
+OR_FORM = ToolUse({"f": {}}, or_form=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "calls"),
+    [
+        (call() + "\n" + call('{"a": 1}'), "", [("f", "{}"), ("f", '{"a": 1}')]),
+        (f"\n {call()}", "", [("f", "{}")]),
+        (f' {{"a": "{START}"}}', f' {{"a": "{START}"}}', []),
+        (f"예{call()}", f"예{call()}", []),
+        (f"<tool{call()}", f"<tool{call()}", []),
+        ("<tool_cal", "<tool_cal", []),
+        ("", "", []),
+    ],
+)
+def test_what_has_a_form_and_begins_with_no_call_has_none(
+    text: str, content: str, calls: list[tuple[str, str]]
+) -> None:
+    for cut in range(len(text) + 1):
+        assert said(read(text, [cut], use=OR_FORM)) == (content, calls), cut
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),

@@ -6,13 +6,22 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Awaitable
 from contextlib import aclosing
 
 import jsonschema
 import pytest
-import torch
 from openai import OpenAI
 
+from support import adapter_answers
+from support.adapter_answers import (
+    CITY,
+    assert_a_prompt_is_cached_the_second_time,
+    assert_answers_and_scores_are_the_models,
+    assert_stop_tokens_end_an_answer,
+    text_within,
+    tokens,
+)
 from support.tiny_engine import TinyEngine
 from support.upstream_servers import until
 from trillion_serve.engines.http import HttpOptions
@@ -23,7 +32,6 @@ from trillion_serve.engines.protocol import (
     Grammar,
     SamplingParams,
     TokenDelta,
-    TokenLogprob,
 )
 from trillion_serve.errors import EngineUnavailableError, RequestRefusedError
 from trillion_serve.routing import HealthConfig, Pool, PoolConfig, RetryConfig
@@ -31,12 +39,6 @@ from trillion_serve.routing import HealthConfig, Pool, PoolConfig, RetryConfig
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 
 PROMPT = tuple(range(5, 200))
-SCHEMA = {
-    "type": "object",
-    "properties": {"city": {"enum": ["서울", "부산"]}, "name": {"type": "string", "maxLength": 8}},
-    "required": ["city", "name"],
-    "additionalProperties": False,
-}
 
 
 @pytest.fixture
@@ -54,55 +56,19 @@ async def engine(server: TinyEngine):
 
 
 async def answer(engine, request_id: str, prompt=PROMPT, **sampling) -> list[TokenDelta]:
-    params = SamplingParams(**{"max_tokens": 12, "temperature": 0.0} | sampling)
-    async with aclosing(engine.generate(GenerateRequest(request_id, prompt, params))) as deltas:
-        return [delta async for delta in deltas]
-
-
-def tokens(deltas: list[TokenDelta]) -> tuple[int, ...]:
-    return sum((delta.token_ids for delta in deltas), ())
-
-
-def entries(deltas: list[TokenDelta]) -> list[TokenLogprob]:
-    return [entry for delta in deltas for entry in delta.logprobs or ()]
-
-
-def expected(model: torch.nn.Module, sequence: tuple[int, ...]) -> torch.Tensor:
-    """Log-probabilities of every next token in plain PyTorch # (seq, vocab)"""
-    with torch.no_grad():
-        return model(torch.tensor([sequence])).logits[0].float().log_softmax(-1)
-
-
-def assert_scores(scored: list[TokenLogprob], rows: torch.Tensor) -> None:
-    for entry, row in zip(scored, rows, strict=True):
-        best = row.topk(2)
-        assert entry.logprob == pytest.approx(row[entry.token_id].item(), abs=1e-4)
-        assert [logprob for _, logprob in entry.top] == pytest.approx(best.values.tolist(), abs=1e-4)
-        assert entry.top[0][0] == best.indices[0].item()
+    return await adapter_answers.answer(engine, request_id, prompt, **sampling)
 
 
 async def test_answers_and_log_probabilities_are_the_models_own(server, engine):
-    deltas = await answer(engine, "greedy", top_logprobs=2)
-    assert len(tokens(deltas)) == 12
-    assert deltas[-1].finish_reason == "length"
-    rows = expected(server.model, PROMPT + tokens(deltas))
-    assert tokens(deltas) == tuple(rows[len(PROMPT) - 1 : -1].argmax(-1).tolist())
-    assert_scores(entries(deltas), rows[len(PROMPT) - 1 : -1])
-    assert_scores(await engine.score(PROMPT, 2), rows[: len(PROMPT) - 1])
+    await assert_answers_and_scores_are_the_models(engine, server.model, PROMPT)
 
 
 async def test_a_second_time_the_prompt_is_cached(engine):
-    await answer(engine, "warm")
-    again = await answer(engine, "again")
-    assert again[-1].prompt_tokens == len(PROMPT)
-    assert again[-1].cached_tokens >= 128
+    await assert_a_prompt_is_cached_the_second_time(engine, PROMPT)
 
 
 async def test_stop_tokens_end_an_answer_and_come_with_it(engine):
-    first = tokens(await answer(engine, "first"))
-    stopped = await answer(engine, "stopped", stop_token_ids=(first[1],))
-    assert tokens(stopped) == first[: first.index(first[1]) + 1]
-    assert stopped[-1].finish_reason == "stop"
+    await assert_stop_tokens_end_an_answer(engine, PROMPT)
 
 
 async def test_a_seed_repeats_an_answer(engine):
@@ -121,18 +87,14 @@ async def test_what_vllm_refuses_is_refused(engine):
 
 @pytest.mark.parametrize("stop_token_ids", [(3,), (), (7,)])
 async def test_an_answer_keeps_to_its_grammar_and_ends_with_it(engine, tokenizer, stop_token_ids):
-    async def text(grammar: Grammar, seed: int) -> str:
-        asked = {"max_tokens": 200, "temperature": 1.0, "seed": seed, "stop_token_ids": stop_token_ids}
-        deltas = await answer(engine, f"{grammar.kind}{seed}", grammar=grammar, **asked)
-        assert deltas[-1].finish_reason == "stop"
-        ended = tokens(deltas)[-1:] == (3,)
-        assert ended == (3 in stop_token_ids)
-        return tokenizer.backend.decode(list(tokens(deltas)[:-1] if ended else tokens(deltas)))
+    def text(grammar: Grammar, seed: int) -> Awaitable[str]:
+        return text_within(engine, grammar, tokenizer.backend, PROMPT, stop_token_ids, seed)
 
     for seed in range(3):
-        jsonschema.validate(json.loads(await text(Grammar("json_schema", json.dumps(SCHEMA)), seed)), SCHEMA)
+        jsonschema.validate(json.loads(await text(Grammar("json_schema", json.dumps(CITY)), seed)), CITY)
         assert re.fullmatch("[가-힣]{2,4}시", await text(Grammar("regex", "[가-힣]{2,4}시"), seed))
-        assert await text(Grammar("ebnf", 'root ::= "네" | "아니요"'), seed) in ("네", "아니요")
+        ebnf = Grammar("ebnf", 'root ::= "네" | "아니요"')
+        assert await text(ebnf, seed) in ("네", "아니요")
 
 
 @pytest.mark.parametrize(

@@ -160,10 +160,61 @@ async def test_keys_and_limits_change_at_a_reload(chain: Chain) -> None:
     chain.config["keys"] = [{"name": "team-b", "sha256": digest_of(fresh)}, KEYS[1]]
     chain.config["server"] = {"limits": {"body_bytes": 10}}
     chain.write()
-    await admin(chain, "POST", "/admin/reload", 200)
+    told = await admin(chain, "POST", "/admin/reload", 200)
+    assert told["changes"] == ["key team-b added", "key team-a removed", "limit body_bytes changed from 16777216 to 10"]
     assert (await chain.post()).status_code == 401
     chain.client.headers["Authorization"] = f"Bearer {fresh}"
     assert (await chain.post()).status_code == 413
+    chain.config["keys"][0]["concurrency"] = 3
+    chain.write()
+    assert (await admin(chain, "POST", "/admin/reload", 200))["changes"] == ["key team-b changed"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ([], "no API key any more, which would open the API to all"),
+        ([KEYS[1]], "no API key any more, which would open the API to all"),
+        ([KEYS[0]], "no admin key any more, which would turn the admin API off"),
+    ],
+)
+async def test_a_reload_turns_no_keys_off(
+    chain: Chain, keys: list[Any], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    chain.config["keys"] = keys
+    chain.write()
+    told = await admin(chain, "POST", "/admin/reload", 400)
+    assert why in told["error"]["message"]
+    assert why in caplog.text
+    del chain.client.headers["Authorization"]
+    assert (await chain.post()).status_code == 401
+
+
+async def test_a_reload_turns_keys_off_if_that_is_said_to_be_meant(
+    chain: Chain, caplog: pytest.LogCaptureFixture
+) -> None:
+    chain.config |= {"keys": [], "server": {"insecure": True}}
+    chain.write()
+    told = await admin(chain, "POST", "/admin/reload", 200)
+    assert told["changes"] == ["key team-a removed", "admin key ops removed"]
+    assert "read again: key team-a removed; admin key ops removed" in caplog.text
+    del chain.client.headers["Authorization"]
+    assert (await chain.post()).status_code == 200
+
+
+@pytest.mark.parametrize("emptied", ["gateway.yaml", "keys.yaml"])
+async def test_an_empty_file_changes_nothing(chain: Chain, emptied: str) -> None:
+    keys_file = chain.path.parent / "keys.yaml"
+    keys_file.write_text(yaml.safe_dump({"keys": KEYS}))
+    chain.config |= {"keys": [], "keys_file": keys_file.name}
+    chain.write()
+    assert (await admin(chain, "POST", "/admin/reload", 200))["changes"] == []
+    (chain.path.parent / emptied).write_text("")
+    told = await admin(chain, "POST", "/admin/reload", 400)
+    assert f"{emptied} is empty" in told["error"]["message"]
+    assert await chain.content() == "하나"
+    del chain.client.headers["Authorization"]
+    assert (await chain.post()).status_code == 401
 
 
 @pytest.mark.parametrize(
@@ -197,11 +248,24 @@ async def test_a_pool_is_only_replaced_by_one_that_is_ready(chain: Chain, monkey
     assert chain.states() == {"a": "ready"}
 
 
+# Sends the process a hangup while it reads the file to know where to listen, and while it starts to serve it.
+HUNG_UP_ON_AT_THE_START = """
+import os, signal
+from trillion_serve.gateway.config import GatewayConfig
+read, signals = GatewayConfig.read, [signal.SIGHUP] * 2
+def interrupted(path):
+    if signals: os.kill(os.getpid(), signals.pop())
+    return read(path)
+GatewayConfig.read = interrupted
+from trillion_serve.cli.main import main; main()
+"""
+
+
 def test_sighup_reloads(tokenizer_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "gateway.yaml"
     config = {"models": [{"name": "one", "tokenizer": str(tokenizer_dir)}], "server": {"port": 0}}
     path.write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "trillion_serve.cli.main", "serve", "--config", str(path)]
+    command = [sys.executable, "-c", HUNG_UP_ON_AT_THE_START, "serve", "--config", str(path)]
     log = tmp_path / "log"
     with log.open("w") as stderr:
         gateway = subprocess.Popen(
@@ -216,10 +280,13 @@ def test_sighup_reloads(tokenizer_dir: Path, tmp_path: Path) -> None:
             return [card["id"] for card in httpx.get(f"{url}/models").json()["data"]]
 
         assert names() == ["one"]
+        deadline = time.monotonic() + 20
+        while "the configuration was read again: all is as before" not in log.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         config["models"].append({**config["models"][0], "name": "two"})  # type: ignore[attr-defined, index]
         path.write_text(yaml.safe_dump(config))
         gateway.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + 20
         while names() != ["one", "two"]:
             assert time.monotonic() < deadline
             time.sleep(0.05)

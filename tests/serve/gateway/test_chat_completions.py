@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from support.running_gateway import CONTENT, MODEL, REASONING, Gateway
+from support.running_gateway import CONTENT, MODEL, REASONING, Gateway, run_gateway
 from trillion_serve.chat.tokenizer import ChatTokenizer
 
 MESSAGES: Any = [{"role": "user", "content": "둘은?"}]
@@ -118,11 +118,59 @@ def test_logprobs_hold_every_token_but_the_end(gateway: Gateway, tokenizer: Chat
     expected = tokenizer.encode(gateway.reply)
     assert [entry.token for entry in entries] == [tokenizer.token_text(token) for token in expected]
     assert all(len(entry.top_logprobs) == 2 for entry in entries)
-    for entry in entries:
-        assert entry.bytes == (None if "\ufffd" in entry.token else list(entry.token.encode()))
+    assert spelt(entries) == gateway.reply
     chunks = list(create(gateway, stream=True, logprobs=True, top_logprobs=2))
     found = [e for c in chunks if c.choices and c.choices[0].logprobs for e in c.choices[0].logprobs.content]
     assert found == entries
+
+
+def spelt(entries: list[Any]) -> str:
+    """What the bytes of log-probabilities spell."""
+    return bytes(byte for entry in entries for byte in entry.bytes).decode()
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "byte_level_tokenizer"])
+def test_the_bytes_of_logprobs_spell_the_answer(name: str, request: pytest.FixtureRequest) -> None:
+    with run_gateway(request.getfixturevalue(name)) as gateway:
+        gateway.reply = "뷁 녕 🙂 the fox"
+        answer = create(gateway, logprobs=True, top_logprobs=1, reasoning_effort="none").choices[0]
+    entries = answer.logprobs.content
+    assert spelt(entries) == answer.message.content == gateway.reply
+    assert [entry.bytes for entry in entries[:3]] == [[0xEB], [0xB7], [0x81]]
+    assert all(entry.top_logprobs[0].bytes == entry.bytes for entry in entries)
+
+
+@pytest.mark.parametrize("opened", ["by the prompt", "by the model"])
+@pytest.mark.parametrize(
+    ("name", "chunk"), [("tokenizer", 1), ("text_tags_tokenizer", 1), ("text_tags_tokenizer", 1000)]
+)
+def test_reasoning_that_is_not_sent_has_no_logprobs(
+    name: str, opened: str, chunk: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = request.getfixturevalue(name)
+    with run_gateway(tokenizer, chunk=chunk) as gateway:
+        if opened == "by the model":
+            monkeypatch.setattr(tokenizer._tokenizer, "chat_template", "{{ messages[-1].content }}\n")
+            gateway.reply = f"<think>\n{gateway.reply}"
+        for hidden in ({"include_reasoning": False}, {"reasoning": {"exclude": True}}, {"reasoning_format": "hidden"}):
+            (choice,) = create(gateway, logprobs=True, extra_body=hidden).choices
+            assert spelt(choice.logprobs.content) == f"\n\n{CONTENT}"
+        chunks = create(gateway, stream=True, logprobs=True, extra_body={"include_reasoning": False})
+        given = [c.choices[0].logprobs for c in chunks if c.choices]
+        assert spelt([entry for each in given if each for entry in each.content]) == f"\n\n{CONTENT}"
+        (choice,) = create(gateway, logprobs=True).choices
+        assert spelt(choice.logprobs.content) == gateway.reply
+
+
+def test_an_answer_without_reasoning_keeps_its_first_logprobs(
+    tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer._tokenizer, "chat_template", "{{ messages[-1].content }}\n")
+    with run_gateway(tokenizer, chunk=1) as gateway:
+        gateway.reply = f"\n {CONTENT}"
+        chunks = list(create(gateway, stream=True, logprobs=True, extra_body={"include_reasoning": False}))
+    given = [c.choices[0].logprobs for c in chunks if c.choices]
+    assert spelt([entry for each in given if each for entry in each.content]) == gateway.reply
 
 
 def test_sampling_reaches_the_engine(gateway: Gateway, tokenizer: ChatTokenizer) -> None:
@@ -145,6 +193,17 @@ def test_echoed_reasoning_does_not_reach_the_model(gateway: Gateway) -> None:
     question = MESSAGES[0]
     for echo in ({"content": "응"}, {"content": "응", "reasoning": "비밀"}, {"content": "<think>비밀</think>\n\n응"}):
         gateway.post(messages=[question, {"role": "assistant", **echo}, question])
+    assert len({request.prompt_token_ids for request in gateway.requests}) == 1
+    gateway.requests.clear()
+    for content in ("", "<think>\n비밀, 토큰이 모자라"):
+        gateway.post(messages=[question, {"role": "assistant", "content": content}, question])
+    assert len({request.prompt_token_ids for request in gateway.requests}) == 1
+
+
+def test_a_refusal_is_told_to_the_model_as_text(gateway: Gateway) -> None:
+    question, text = MESSAGES[0], "그건 안 됩니다."
+    for content in (text, [{"type": "text", "text": text}], [{"type": "refusal", "refusal": text}]):
+        gateway.post(messages=[question, {"role": "assistant", "content": content}, question])
     assert len({request.prompt_token_ids for request in gateway.requests}) == 1
 
 

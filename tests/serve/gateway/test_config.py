@@ -6,6 +6,8 @@ import pytest
 import yaml
 
 from trillion_serve.chat.loops import LoopConfig
+from trillion_serve.chat.thinking import EffortBudgets, ThinkingSettings, Transitions
+from trillion_serve.engines.vllm import VllmOptions
 from trillion_serve.errors import ServeError
 from trillion_serve.gateway.config import GatewayConfig, LogConfig, ReplicaConfig, Timeouts
 from trillion_serve.gateway.deployment import Deployment, front_settings
@@ -16,7 +18,7 @@ from trillion_serve.gateway.security.keys_file import add_key
 from trillion_serve.gateway.security.limits import RequestLimits
 from trillion_serve.routing import PoolConfig, RetryConfig
 
-EXAMPLE = Path(__file__).parents[3] / "docs" / "gateway.md"
+DOCS = Path(__file__).parents[3] / "docs"
 HASH = digest_of("x")
 WHOLE = """
 models:
@@ -73,17 +75,28 @@ def test_a_whole_file(tmp_path: Path) -> None:
     assert config.keys_file == tmp_path / "keys.yaml"
 
 
-def test_an_empty_file_is_a_gateway_without_models(tmp_path: Path) -> None:
-    assert GatewayConfig.read(write(tmp_path, "")) == GatewayConfig()
+def test_a_gateway_without_models_has_to_be_meant(tmp_path: Path) -> None:
+    assert GatewayConfig.read(write(tmp_path, "{}")) == GatewayConfig()
+    for half_written in ("", "# models:\n", "---\n"):
+        with pytest.raises(ServeError, match=r"gateway\.yaml is empty"):
+            GatewayConfig.read(write(tmp_path, half_written))
+
+
+def test_an_engine_in_this_process(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    text = MODEL % "engine: {model: weights, kv_cache_memory: 1, extra: {block_size: 32}}"
+    (model,) = GatewayConfig.read(write(tmp_path, text)).models
+    assert model.engine == VllmOptions(str(tmp_path / "weights"), kv_cache_memory=1.0, extra={"block_size": 32})
+    assert model.tokenizer == "t"
+
+
+MODEL = "models: [{name: m, tokenizer: t, %s}]"
 
 
 def test_a_hub_id_and_an_absolute_directory_stay_what_they_are(tmp_path: Path) -> None:
     for tokenizer in ("owner/name", str(tmp_path)):
         text = yaml.safe_dump({"models": [{"name": "m", "tokenizer": tokenizer}]})
         assert GatewayConfig.read(write(tmp_path, text)).models[0].tokenizer == tokenizer
-
-
-MODEL = "models: [{name: m, tokenizer: t, %s}]"
 
 
 @pytest.mark.parametrize(
@@ -105,6 +118,35 @@ MODEL = "models: [{name: m, tokenizer: t, %s}]"
             MODEL % "replicas: [{name: a, kind: vllm, url: 'http://x'}, {name: a, kind: vllm, url: 'http://y'}]",
             "models[0]: Value error, two of the replicas are called 'a'",
         ),
+        (
+            MODEL % "engine: {model: w}, replicas: [{name: a, kind: vllm, url: 'http://x'}]",
+            "models[0]: Value error, a model has either an engine, in this process, or replicas elsewhere",
+        ),
+        (MODEL % "engine: {model: w, tokenizer: t}", "models[0]: Value error, the tokenizer stands beside engine"),
+        (MODEL % "engine: {model: w, dtyp: auto}", "models[0].engine.dtyp: Unexpected keyword argument"),
+        (MODEL % "pool: {drain_timeout: -1}", "models[0].pool: Value error, drain_timeout is -1"),
+        (MODEL % "pool: {queue_timeout: .nan}", "models[0].pool.queue_timeout: Input should be a finite number"),
+        (MODEL % "pool: {queue_timeout: .inf}", "models[0].pool.queue_timeout: Input should be a finite number"),
+        (MODEL % "pool: {retry: {first_wait: -1}}", "models[0].pool: Value error, retry.first_wait is -1"),
+        (MODEL % "pool: {breaker: {open_seconds: 0}}", "models[0].pool: Value error, breaker.open_seconds is 0"),
+        (MODEL % "pool: {health: {interval: 0}}", "models[0].pool: Value error, health.interval is 0"),
+        (MODEL % "pool: {health: {timeout: -5}}", "models[0].pool: Value error, health.timeout is -5"),
+        (MODEL % "thinking: {budget: -5}", "models[0].thinking.budget: Input should be greater than or equal to 1"),
+        (MODEL % "thinking: {reserve: -1}", "models[0].thinking.reserve: Input should be greater than or equal to 1"),
+        (MODEL % "thinking: {reserve_share: 7}", "models[0].thinking.reserve_share: Input should be less than or"),
+        (MODEL % "thinking: {efforts: {low: -1}}", "models[0].thinking.efforts.low: Input should be greater than"),
+        (
+            MODEL % "thinking: {transitions: {en: 'So.</think>'}}",
+            "models[0].thinking.transitions.en: Value error, must not contain <think> or </think>",
+        ),
+        (
+            MODEL % "thinking: {content_loops: {repeats: 3, min_tokens: 9, near_repeats: 5, near_min_tokens: 20, "
+            "similarity: 1}}",
+            "models[0].thinking.content_loops.similarity: Input should be less than 1",
+        ),
+        ("server: {insecure: yes}", "server.insecure: Input should be a valid boolean"),
+        ("server: {drain_delay: -1}", "server.drain_delay: Input should be greater than or equal to 0"),
+        ("observability: {scrape_timeout: 0}", "observability.scrape_timeout: Input should be greater than 0"),
         ("models: [{name: m, tokenizer: t}, {name: m, tokenizer: t}]", "two of the models are called 'm'"),
         ("server: {port: 70000}", "server.port: Input should be less than or equal to 65535"),
         ("server: {port: '80'}", "server.port: Input should be a valid integer"),
@@ -191,9 +233,24 @@ async def test_a_key_that_the_environment_lacks_is_told(
     assert "very-secret" not in repr(options) + repr(config)
 
 
-def test_the_example_in_the_documentation_is_one(tmp_path: Path) -> None:
-    text = EXAMPLE.read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
-    config = GatewayConfig.read(write(tmp_path, text))
-    assert config.models
-    assert config.keys
-    assert config.keys_file is not None
+def documented(tmp_path: Path, page: str) -> list[GatewayConfig]:
+    """The files that a page of the documentation shows."""
+    shown = (DOCS / page).read_text(encoding="utf-8").split("```yaml\n")[1:]
+    return [GatewayConfig.read(write(tmp_path, text.split("```")[0])) for text in shown]
+
+
+def test_the_examples_in_the_documentation_are_some(tmp_path: Path) -> None:
+    whole, here = documented(tmp_path, "gateway.md")
+    assert whole.models[0].replicas
+    assert whole.keys
+    assert whole.keys_file is not None
+    assert here.models[0].engine == VllmOptions("models/vaetki-7b", kv_cache_memory=4.0, max_model_len=16384)
+    (thinking,) = documented(tmp_path, "thinking.md")
+    assert thinking.models[0].thinking == ThinkingSettings(
+        on=True,
+        budget=8192,
+        efforts=EffortBudgets(low=512, high=32768),
+        transitions=Transitions(ko="이제 답하겠습니다.", en="I will answer now."),
+        reserve=512,
+        content_loops=None,
+    )

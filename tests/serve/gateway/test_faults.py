@@ -266,6 +266,22 @@ async def test_a_full_queue_is_a_429(chains: Any, tokenizer: ChatTokenizer) -> N
         first.close()
 
 
+async def test_a_request_that_is_more_than_its_engines_hold_at_once_is_answered(
+    chains: Any, tokenizer: ChatTokenizer
+) -> None:
+    upstream = answering(tokenizer, ANSWER, interval=0.02)
+    async with chains(upstream, pool={"max_concurrency": 2, "queue_size": 1}) as chain:
+        answer = (await chain.post(n=5)).json()
+        assert [choice["message"]["content"] for choice in answer["choices"]] == [ANSWER] * 5
+        async with chain.stream(n=5) as events:
+            assert await end_of(events) == "[DONE]"
+        prompts = ["하나", "둘", "셋", "넷", "다섯"]
+        for fields in ({}, {"echo": True, "logprobs": 1, "max_tokens": 0}):
+            batch = await chain.client.post("/v1/completions", json={"model": MODEL, "prompt": prompts, **fields})
+            assert (batch.status_code, len(batch.json()["choices"])) == (200, 5)
+    assert seen(upstream) == 15
+
+
 @pytest.mark.parametrize("jump", [-86_400.0, 86_400.0])
 async def test_the_wall_clock_may_jump(
     chains: Any, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch, jump: float
@@ -411,7 +427,9 @@ def gateway_process(upstream_url: str, tokenizer_dir: Path, tmp_path: Path) -> I
     """``trillion-serve serve --config`` in front of it, in a process of its own that can import no engine."""
     path = tmp_path / "gateway.yaml"
     model = {"name": MODEL, "tokenizer": str(tokenizer_dir), "replicas": [replica("a", upstream_url)], "pool": QUICK}
-    path.write_text(yaml.safe_dump({"models": [model], "server": {"port": 0, "shutdown_timeout": 20}}))
+    path.write_text(
+        yaml.safe_dump({"models": [model], "server": {"port": 0, "drain_delay": 2.0, "shutdown_timeout": 20}})
+    )
     code = (
         "import sys; sys.modules.update(dict.fromkeys(['torch', 'vllm', 'sglang']))\n"
         "from trillion_serve.cli.main import main; main()"
@@ -429,10 +447,17 @@ async def test_sigterm_under_load_finishes_what_is_under_way(gateway_process: su
     assert gateway_process.stdout is not None
     line = next(line for line in gateway_process.stdout if line.startswith("Serving "))
     body = {"model": MODEL, "messages": [{"role": "user", "content": "둘은?"}]}
-    async with httpx.AsyncClient(base_url=line.split(" at ")[1].strip(), timeout=20) as client:
-        asking = [asyncio.create_task(client.post("/chat/completions", json=body)) for _ in range(4)]
+    url = line.split(" at ")[1].strip().removesuffix("/v1")
+    async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        asking = [asyncio.create_task(client.post("/v1/chat/completions", json=body)) for _ in range(4)]
         await asyncio.sleep(0.4)
         gateway_process.send_signal(signal.SIGTERM)
+        # For drain_delay the gateway says that it is going, and still takes what comes.
+        while (ready := await client.get("/ready")).status_code == 200:
+            pass
+        late = await client.post("/v1/chat/completions", json=body)
         answers = await asyncio.gather(*asking)
-    assert [answer.json()["choices"][0]["message"]["content"] for answer in answers] == [ANSWER] * 4
+    assert (ready.status_code, ready.json()) == (503, {"status": "draining"})
+    assert ready.headers["connection"] == late.headers["connection"] == "close"
+    assert [answer.json()["choices"][0]["message"]["content"] for answer in (*answers, late)] == [ANSWER] * 5
     assert await asyncio.to_thread(gateway_process.wait, 20) == 0

@@ -1,8 +1,4 @@
-"""LangChain and LiteLLM as clients. An optional job: they are skipped where they are not installed.
-
-pip install langchain-openai litellm
-pytest tests/serve/gateway/test_other_clients.py
-"""
+"""LangChain and LiteLLM as clients: skipped where they are not installed; ``make test-clients`` installs them."""
 
 from typing import Any
 

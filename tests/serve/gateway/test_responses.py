@@ -5,6 +5,7 @@ What the client's own types say is the oracle: every event and every response ha
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -14,7 +15,10 @@ from openai.types.responses import Response, ResponseItem, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from support.running_gateway import CONTENT, MODEL, REASONING, Gateway, run_gateway
+from trillion_serve.chat.structure import calls_or_form
 from trillion_serve.chat.tokenizer import ChatTokenizer
+from trillion_serve.chat.tools import ToolUse
+from trillion_serve.engines.protocol import Grammar
 from trillion_serve.gateway.security.front import FrontSettings
 from trillion_serve.gateway.security.keys import ApiKey, Keyring, digest_of, new_secret
 
@@ -23,6 +27,7 @@ ITEM: TypeAdapter[Any] = TypeAdapter(ResponseItem)
 PARAMETERS = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
 TOOL: Any = {"type": "function", "name": "add", "parameters": PARAMETERS, "strict": True}
 CALL = '<tool_call>{"name": "add", "arguments": {"x": 1}}</tool_call>'
+FORM: Any = {"type": "json_schema", "name": "point", "schema": PARAMETERS, "strict": True}
 CHUNKS = pytest.mark.parametrize("gateway", [{"chunk": 1}, {"chunk": 3}, {"chunk": 1000}], indirect=True)
 
 
@@ -128,6 +133,8 @@ def test_the_events_of_a_response_come_in_order(gateway: Gateway) -> None:
         (CONTENT, {"reasoning": {"effort": "none"}}),
         (CALL, {"tools": [TOOL]}),
         (f"음.{CALL}{CALL.replace('1', '22')}", {"tools": [TOOL]}),
+        (f"{CALL}\n{CALL}", {"tools": [TOOL], "text": {"format": FORM}}),
+        ('{"x":1}', {"tools": [TOOL], "text": {"format": FORM}}),
     ],
 )
 def test_a_stream_adds_up_to_the_response(gateway: Gateway, reply: str, body: dict[str, Any]) -> None:
@@ -193,12 +200,24 @@ def test_a_function_that_must_be_called_is(gateway: Gateway) -> None:
 
 def test_a_schema_reaches_the_engine_as_a_grammar(gateway: Gateway) -> None:
     gateway.reply = '{"x": 1}'
-    form: Any = {"type": "json_schema", "name": "point", "schema": PARAMETERS, "strict": True}
-    response = create(gateway, text={"format": form}, reasoning={"effort": "none"})
+    response = create(gateway, text={"format": FORM}, reasoning={"effort": "none"})
     assert response.output_text == '{"x": 1}'
-    assert response.text.format.to_dict() == form
+    assert response.text.format.to_dict() == FORM
     grammar = gateway.requests[0].sampling.grammar
     assert grammar is not None and json.loads(grammar.value) == PARAMETERS
+
+
+def test_beside_a_schema_a_function_may_be_called(gateway: Gateway, tokenizer: ChatTokenizer) -> None:
+    use = ToolUse({"add": PARAMETERS})
+    form = Grammar("json_schema", json.dumps(PARAMETERS))
+    for reply, kinds in ((f"{CALL}\n{CALL}", ["function_call"] * 2), ('{"x":1}', ["message"])):
+        gateway.reply = reply
+        response = create(gateway, tools=[TOOL], text={"format": FORM})
+        assert [item.type for item in response.output] == kinds
+        assert gateway.requests.pop().sampling.grammar == calls_or_form(form, use, tokenizer)
+        create(gateway, tools=[TOOL], text={"format": FORM}, parallel_tool_calls=False)
+        one = calls_or_form(form, replace(use, parallel=False), tokenizer)
+        assert gateway.requests.pop().sampling.grammar == one
 
 
 def test_input_and_instructions_become_the_same_prompt_as_in_chat(gateway: Gateway, tokenizer: ChatTokenizer) -> None:
@@ -254,6 +273,7 @@ def test_responses_are_kept_until_they_are_deleted(gateway: Gateway) -> None:
         with pytest.raises(openai.NotFoundError) as caught:
             call(made.id)
         assert (caught.value.code, caught.value.param) == ("response_not_found", "response_id")
+        assert "it has expired, was deleted, or was never stored" in caught.value.message
     with pytest.raises(openai.BadRequestError) as refused:
         create(gateway, previous_response_id=made.id)
     assert (refused.value.code, refused.value.param) == ("previous_response_not_found", "previous_response_id")
@@ -298,6 +318,23 @@ def test_the_items_that_went_in_can_be_read_page_by_page(gateway: Gateway) -> No
         ITEM.validate_python(item)
 
 
+def test_a_refusal_of_an_earlier_turn_is_text(gateway: Gateway, tokenizer: ChatTokenizer) -> None:
+    question, text = {"role": "user", "content": "둘은?"}, "그건 안 됩니다."
+    for content in (text, [{"type": "refusal", "refusal": text}]):
+        create(gateway, input=[question, {"type": "message", "role": "assistant", "content": content}, question])
+    first, second = prompts(gateway, tokenizer)
+    assert text in first
+    assert first == second
+
+
+def test_what_is_not_taken_is_named(gateway: Gateway) -> None:
+    parts = [{"type": "input_text", "text": "x"}, {"type": "input_image", "image_url": "data:,"}]
+    message = post(gateway, input=[{"role": "user", "content": parts}]).json()["error"]["message"]
+    assert message == "input[0].content: only text parts are taken; part 1 is input_image"
+    message = post(gateway, input=[{"type": "computer_call"}]).json()["error"]["message"]
+    assert message.startswith("input[0]: items of type computer_call are not taken, only message, function_call,")
+
+
 def test_nulls_and_unknown_fields_are_no_errors(gateway: Gateway) -> None:
     names = "instructions metadata text reasoning tools tool_choice previous_response_id store stop include background"
     answer = post(gateway, **dict.fromkeys(names.split()), prompt_cache_key="x", anything=1)
@@ -327,28 +364,21 @@ def test_a_dead_engine_is_a_503_before_the_first_byte(gateway: Gateway, stream: 
         ({"input": []}, "input", "invalid_value"),
         ({"input": 1}, "input", "invalid_value"),
         ({"input": [{"role": "wizard", "content": "x"}]}, "input[0].role", "invalid_value"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content", "invalid_value"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]", "invalid_value"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content", "unsupported_field"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]", "unsupported_field"),
         ({"input": ["x"]}, "input[0]", "invalid_value"),
         ({"input": [{"type": "function_call_output", "call_id": "x", "output": "y"}]}, "input", "invalid_value"),
         ({"max_output_tokens": 0}, "max_output_tokens", "invalid_value"),
         ({"max_output_tokens": 5000}, "max_output_tokens", "context_length_exceeded"),
         ({"input": "x" * 9000}, "input", "context_length_exceeded"),
-        ({"background": True}, "background", "invalid_value"),
-        ({"truncation": "auto"}, "truncation", "invalid_value"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0].type", "invalid_value"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type", "unsupported_field"),
         ({"text": {"format": {"type": "grammar"}}}, "text.format.type", "invalid_value"),
-        ({"text": {"verbosity": "low"}}, "text.verbosity", "unsupported_field"),
-        ({"reasoning": {"summary": "detailed"}}, "reasoning.summary", "invalid_value"),
         ({"reasoning": {"effort": "extreme"}}, "reasoning.effort", "invalid_value"),
         ({"metadata": {"a": 1}}, "metadata.a", "invalid_value"),
-        ({"include": ["message.output_text.logprobs"]}, "include", "unsupported_field"),
-        ({"conversation": "conv_1"}, "conversation", "unsupported_field"),
-        ({"prompt": {"id": "x"}}, "prompt", "unsupported_field"),
-        ({"max_tokens": 10}, "max_tokens", "unsupported_field"),
-        ({"messages": []}, "messages", "unsupported_field"),
-        ({"n": 2}, "n", "unsupported_field"),
-        ({"stream_options": {"include_obfuscation": False}}, None, "contradiction"),
+        ({"metadata": {"a": "x" * 513}}, "metadata.a", "invalid_value"),
+        ({"metadata": {"k" * 65: "x"}}, f"metadata.{'k' * 65}", "invalid_value"),
+        ({"metadata": {str(key): "x" for key in range(17)}}, "metadata", "invalid_value"),
+        ({"stream_options": {"include_obfuscation": False}}, "stream_options", "contradiction"),
     ],
 )
 def test_a_bad_request_is_told_what_is_wrong(

@@ -285,8 +285,23 @@ def test_messages_are_counted(small: Gateway) -> None:
 
 @pytest.mark.parametrize("body", [b"x", b"\xff", b"[1]", b""])
 def test_a_body_that_is_not_json_is_a_400(small: Gateway, body: bytes) -> None:
-    answer = httpx.post(f"{small.url}/chat/completions", content=body, headers={"Content-Type": "text/plain"})
+    answer = httpx.post(f"{small.url}/chat/completions", content=body, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "responses"])
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "json"])
+def test_what_is_not_sent_as_json_is_a_415(small: Gateway, path: str, kind: str | None) -> None:
+    headers = {} if kind is None else {"Content-Type": kind}
+    answer = httpx.post(f"{small.url}/{path}", content=b"{}", headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "application/vnd.api+json"])
+def test_other_names_of_json_are_taken(small: Gateway, kind: str) -> None:
+    body = {"model": small.post().json()["model"], "messages": [{"role": "user", "content": "둘은?"}]}
+    answer = httpx.post(f"{small.url}/chat/completions", content=json.dumps(body), headers={"Content-Type": kind})
+    assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("stream", [False, True])

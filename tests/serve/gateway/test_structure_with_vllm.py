@@ -37,6 +37,7 @@ SCHEMA = {
     "additionalProperties": False,
     "$defs": {"표": {"type": "boolean"}},
 }
+FORM: Any = {"type": "json_schema", "json_schema": {"name": "city", "schema": SCHEMA}}
 TOOLS: Any = [
     {"type": "function", "function": {"name": name, "parameters": {**SCHEMA, "required": required}}}
     for name, required in (("city", ["도시", "표"]), ("count", ["인구"]))
@@ -69,11 +70,38 @@ async def ask(client: AsyncOpenAI, question: str, **options: Any) -> Any:
     return (await client.chat.completions.create(model="tiny", messages=messages, temperature=1, **options)).choices
 
 
+Answer = tuple[str, list[tuple[str, str]], str]
+"""Content, calls (name and arguments), and why it ended."""
+
+
+async def read(client: AsyncOpenAI, question: str, **options: Any) -> Answer:
+    """An answer that comes whole."""
+    (choice,) = await ask(client, question, **options)
+    calls = [(call.function.name, call.function.arguments) for call in choice.message.tool_calls or ()]
+    return choice.message.content or "", calls, choice.finish_reason
+
+
+async def read_stream(client: AsyncOpenAI, question: str, **options: Any) -> Answer:
+    """An answer that is streamed."""
+    messages: Any = [{"role": "user", "content": question}]
+    content, calls, finish = "", {}, ""
+    stream = await client.chat.completions.create(
+        model="tiny", messages=messages, temperature=1, stream=True, **options
+    )
+    async for chunk in stream:
+        (choice,) = chunk.choices
+        content += choice.delta.content or ""
+        finish = choice.finish_reason or finish
+        for piece in choice.delta.tool_calls or ():
+            name, arguments = calls.get(piece.index, (piece.function.name, ""))
+            calls[piece.index] = (name, arguments + (piece.function.arguments or ""))
+    return content, list(calls.values()), finish
+
+
 async def test_a_schema_holds_after_the_reasoning(client: AsyncOpenAI) -> None:
-    response_format = {"type": "json_schema", "json_schema": {"name": "city", "schema": SCHEMA}}
     budget = {"thinking_token_budget": 12}
     asked = [
-        ask(client, f"{index}번 도시는?", response_format=response_format, max_tokens=400, extra_body=budget)
+        ask(client, f"{index}번 도시는?", response_format=FORM, max_tokens=400, extra_body=budget)
         for index in range(TIMES)
     ]
     for choices in await asyncio.gather(*asked):
@@ -108,6 +136,44 @@ async def test_a_call_that_must_come_fits_its_parameters(
         (call,) = choice.message.tool_calls
         assert call.function.name in names
         jsonschema.validate(json.loads(call.function.arguments), schemas[call.function.name])
+
+
+@pytest.mark.parametrize(
+    ("bias", "outcomes", "asking"),
+    [
+        ({}, {"tool_calls", "stop"}, read),
+        ({"<tool_call>": 100}, {"tool_calls"}, read_stream),
+        ({"<tool_call>": -100}, {"stop"}, read_stream),
+    ],
+)
+async def test_beside_a_form_an_answer_is_a_call_that_fits_or_has_the_form(
+    client: AsyncOpenAI, tokenizer: ChatTokenizer, bias: dict[str, int], outcomes: set[str], asking: Any
+) -> None:
+    """Which of them is the model's choice; a bias makes it."""
+    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in TOOLS}
+    logit_bias = {str(tokenizer.encode(tag)[0]): value for tag, value in bias.items()}
+    options = {"response_format": FORM, "parallel_tool_calls": False, "logit_bias": logit_bias, "max_tokens": 400}
+    asked = [asking(client, f"{index}번?", tools=TOOLS, **options) for index in range(TIMES // 2)]
+    for content, calls, finish in await asyncio.gather(*asked):
+        assert finish in outcomes
+        if finish == "tool_calls":
+            ((name, arguments),) = calls
+            assert content == ""
+            jsonschema.validate(json.loads(arguments), schemas[name])
+        else:
+            assert not calls
+            jsonschema.validate(json.loads(content), SCHEMA)
+
+
+async def test_all_of_several_calls_beside_a_form_fit(client: AsyncOpenAI, tokenizer: ChatTokenizer) -> None:
+    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in TOOLS}
+    bias = {str(tokenizer.encode("<tool_call>")[0]): 100}  # which calls again until no token is left
+    for choice in await ask(client, "모두?", tools=TOOLS, response_format=FORM, logit_bias=bias, max_tokens=300, n=2):
+        assert (choice.finish_reason, choice.message.content) == ("length", None)
+        *whole, _ = choice.message.tool_calls
+        assert whole
+        for call in whole:
+            jsonschema.validate(json.loads(call.function.arguments), schemas[call.function.name])
 
 
 async def test_the_first_of_several_calls_fits_and_what_follows_is_read(client: AsyncOpenAI) -> None:

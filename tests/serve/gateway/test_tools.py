@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from support.running_gateway import MODEL, Gateway
+from trillion_serve.chat.structure import calls_or_form
 from trillion_serve.chat.tokenizer import ChatTokenizer
-from trillion_serve.engines.protocol import GenerateRequest
+from trillion_serve.chat.tools import ToolUse
+from trillion_serve.engines.protocol import GenerateRequest, Grammar
 
 MESSAGES: Any = [{"role": "user", "content": "서울과 부산의 날씨는?"}]
 WEATHER = {
@@ -188,6 +190,76 @@ def test_more_calls_may_follow_the_one_that_must_come(gateway: Gateway) -> None:
     assert calls_of(choice) == [("now", "{}"), ("get_weather", BUSAN)]
 
 
+FORM: Any = {"type": "json_schema", "json_schema": {"name": "city", "schema": WEATHER}}
+PARAMETERS = {"get_weather": WEATHER, "now": {"type": "object", "properties": {}, "additionalProperties": False}}
+SCHEMA = Grammar("json_schema", json.dumps(WEATHER, ensure_ascii=False))
+TAGGED = '{"도시":"<tool_call>{","name":"now"}'
+
+
+@pytest.mark.parametrize("gateway", [{"chunk": 1}, {"chunk": 1000}], indirect=True)
+@pytest.mark.parametrize(
+    ("reply", "content", "calls"),
+    [
+        (f"{call(SEOUL)}\n{call('{}', 'now')}", "", [("get_weather", SEOUL), ("now", "{}")]),
+        (BUSAN, BUSAN, []),
+        (TAGGED, TAGGED, []),
+    ],
+)
+def test_beside_a_form_the_model_calls_or_answers_in_the_form(
+    gateway: Gateway, tokenizer: ChatTokenizer, reply: str, content: str, calls: list[tuple[str, str]]
+) -> None:
+    gateway.reply = reply
+    whole = create(gateway, response_format=FORM, n=2).choices
+    finish = "tool_calls" if calls else "stop"
+    assert [(one.message.content or "", calls_of(one), one.finish_reason) for one in whole] == [
+        (content, calls, finish)
+    ] * 2
+    assert _raw_stream(gateway, {"response_format": FORM, "n": 2}) == [(content, calls, finish)] * 2
+    expected = calls_or_form(SCHEMA, ToolUse(PARAMETERS), tokenizer)
+    assert [request.sampling.grammar for request in gateway.requests] == [expected] * 4
+
+
+@pytest.mark.parametrize(
+    ("options", "form", "use"),
+    [
+        ({"response_format": {"type": "json_object"}}, Grammar("json_schema", '{"type": "object"}'), {}),
+        ({"extra_body": {"guided_json": WEATHER}}, SCHEMA, {}),
+        ({"extra_body": {"structured_outputs": {"choice": ["예", "아니오"]}}}, Grammar("regex", "(예)|(아니오)"), {}),
+        ({"extra_body": {"guided_grammar": 'root ::= "예"'}}, Grammar("ebnf", 'root ::= "예"'), {}),
+        ({"response_format": FORM, "parallel_tool_calls": False}, SCHEMA, {"parallel": False}),
+        ({"response_format": FORM, "tool_choice": "required"}, SCHEMA, {"required": True}),
+        ({"response_format": FORM, "tool_choice": NAMED}, SCHEMA, {"required": True, "parallel": False}),
+        ({"response_format": FORM, "tool_choice": allowed("auto", "now")}, SCHEMA, {}),
+    ],
+)
+def test_every_form_and_choice_of_tools_is_one_grammar(
+    gateway: Gateway, tokenizer: ChatTokenizer, options: dict[str, Any], form: Grammar, use: dict[str, Any]
+) -> None:
+    gateway.reply = call("{}", "now")
+    choice = create(gateway, **options).choices[0]
+    assert (calls_of(choice), choice.finish_reason) == ([("now", "{}")], "tool_calls")
+    some = isinstance(options.get("tool_choice"), dict)
+    parameters = {"now": PARAMETERS["now"]} if some else PARAMETERS
+    expected = calls_or_form(form, ToolUse(parameters, **use), tokenizer)
+    assert [request.sampling.grammar for request in gateway.requests] == [expected]
+
+
+def test_with_no_tool_to_choose_the_form_stands_alone(gateway: Gateway) -> None:
+    gateway.reply = BUSAN
+    assert create(gateway, response_format=FORM, tool_choice="none", reasoning_effort="none").choices[0].message.content
+    assert [request.sampling.grammar for request in gateway.requests] == [SCHEMA]
+
+
+def test_beside_a_form_parameters_that_cannot_be_enforced_are_the_models_own(
+    gateway: Gateway, tokenizer: ChatTokenizer
+) -> None:
+    gateway.reply = call('{"a": [1, 1]}', "f")
+    tools = [tool(parameters={"properties": {"a": {"uniqueItems": True}}})]
+    assert calls_of(create(gateway, tools=tools, response_format=FORM).choices[0]) == [("f", '{"a": [1, 1]}')]
+    expected = calls_or_form(SCHEMA, ToolUse({"f": {"type": "object"}}), tokenizer)
+    assert [request.sampling.grammar for request in gateway.requests] == [expected]
+
+
 def test_past_calls_and_their_results_reach_the_model(gateway: Gateway, tokenizer: ChatTokenizer) -> None:
     gateway.reply = call(SEOUL) + call(BUSAN)
     message = create(gateway).choices[0].message
@@ -221,7 +293,7 @@ def tool(**function: Any) -> Any:
         ({"tools": [tool(), tool()]}, "tools[1].function.name", "two functions are called f"),
         ({"tools": [tool(name="날씨")]}, "tools[0].function.name", "should match pattern"),
         ({"tools": [tool(name="a" * 65)]}, "tools[0].function.name", "should match pattern"),
-        ({"tools": [tool(), {"type": "web"}]}, "tools[1].type", "should be 'function'"),
+        ({"tools": [tool(), {"type": "web"}]}, "tools[1].type", "only functions are taken as tools; this is web"),
         ({"tools": [tool(parameters=BAD_SCHEMA)]}, "tools[0].function.parameters", "at properties.a.type"),
         ({"tools": [tool(parameters={"$schema": "http://x/"})]}, "tools[0].function.parameters", "http://x/"),
         ({"tools": [tool(parameters=[])]}, "tools[0].function.parameters", "dictionary"),
@@ -236,7 +308,14 @@ def tool(**function: Any) -> Any:
             "tools[0].function.parameters",
             "a call of f cannot be held to its parameters",
         ),
-        ({"tools": [tool()], "response_format": {"type": "json_object"}}, "response_format", "tool_choice to none"),
+        (
+            {
+                "tools": [tool(parameters={"uniqueItems": True}, strict=True)],
+                "response_format": {"type": "json_object"},
+            },
+            "tools[0].function.parameters",
+            "a call of f cannot be held to its parameters",
+        ),
         ({"functions": [{"name": "f"}]}, "functions", "not supported"),
     ],
 )

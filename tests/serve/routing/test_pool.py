@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 import signal
 import socket
 import sys
@@ -398,6 +399,9 @@ async def test_wrong_names_and_figures_are_told():
         PoolConfig(policy="random")
     with pytest.raises(ConfigError, match=r"retry\.attempts is 0"):
         PoolConfig(retry=RetryConfig(attempts=0))
+    for seconds in (-1.0, math.nan, math.inf):
+        with pytest.raises(ConfigError, match=r"queue_timeout is .*, but must be 0 or more, and finite"):
+            PoolConfig(queue_timeout=seconds)
 
 
 async def test_an_answer_that_takes_too_long_is_not_tried_again():

@@ -3,10 +3,10 @@
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 
 from fastapi import APIRouter, Request, Response
 from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 
 from trillion_serve.chat.answer import AnswerDelta, AnswerRequest
 from trillion_serve.chat.message import MessageDelta
@@ -14,6 +14,7 @@ from trillion_serve.chat.structure import content_plan
 from trillion_serve.engines.protocol import TokenLogprob
 from trillion_serve.gateway.answers import Answers, numbered
 from trillion_serve.gateway.ids import new_id
+from trillion_serve.gateway.json_route import JsonRoute
 from trillion_serve.gateway.models import Models, ServedModel
 from trillion_serve.gateway.prepare import prepare_answer
 from trillion_serve.gateway.schema.chat_chunk import ChatCompletionChunk, ChunkChoice, Delta, delta_of
@@ -28,12 +29,12 @@ from trillion_serve.gateway.schema.chat_response import (
     whole_tool_calls,
 )
 from trillion_serve.gateway.schema.usage import Usage
-from trillion_serve.gateway.streaming import EventStream, answer_or_hang_up
+from trillion_serve.gateway.streaming import Events, EventStream, LastEvents, answer_or_hang_up
 
 
 def router(models: Models) -> APIRouter:
     """The route."""
-    routes = APIRouter()
+    routes = APIRouter(route_class=JsonRoute)
 
     @routes.post("/v1/chat/completions", response_model=ChatCompletion)
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
@@ -95,19 +96,27 @@ class _ChatCompletion:
             usage=self._answers.usage(),
         )
 
-    async def stream(self) -> AsyncGenerator[ChatCompletionChunk, None]:
-        """Generate answers chunk by chunk."""
+    async def stream(self) -> AsyncGenerator[Events, None]:
+        """Generate answers, the chunks of a few tokens at a time."""
         begun: set[int] = set()
+        running = self._request.n or 1
+        ending = LastEvents()
         async with aclosing(self._answers.pieces()) as pieces:
             async for piece in pieces:
+                choices = [self._chunk_choice(piece.index, delta) for delta in _one_field_each(piece.delta)]
                 if piece.index not in begun:
                     begun.add(piece.index)
                     opening = Delta(role="assistant", content="")
-                    yield self._chunk([ChunkChoice(index=piece.index, delta=opening, finish_reason=None)])
-                for delta in _one_field_each(piece.delta):
-                    yield self._chunk([self._chunk_choice(piece.index, delta)])
+                    choices.insert(0, ChunkChoice(piece.index, opening, finish_reason=None))
+                chunks = [self._chunk([choice]) for choice in choices]
+                running -= piece.delta.finish_reason is not None
+                if not running:
+                    ending.extend(chunks)
+                elif chunks:
+                    yield chunks
         if self._request.stream_options and self._request.stream_options.include_usage:
-            yield self._chunk([], self._answers.usage())
+            ending.append(self._chunk([], self._answers.usage()))
+        yield ending
 
     def _chunk_choice(self, index: int, delta: AnswerDelta) -> ChunkChoice:
         return ChunkChoice(
@@ -152,5 +161,5 @@ def _one_field_each(delta: AnswerDelta) -> list[AnswerDelta]:
     message = delta.message
     if not message.reasoning or not (message.content or message.tool_calls):
         return [delta]
-    reasoning = replace(delta, message=MessageDelta(reasoning=message.reasoning), logprobs=(), finish_reason=None)
-    return [reasoning, replace(delta, message=replace(message, reasoning=""))]
+    rest = MessageDelta("", message.content, message.tool_calls)
+    return [AnswerDelta(MessageDelta(message.reasoning)), replace(delta, message=rest)]

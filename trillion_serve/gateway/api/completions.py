@@ -16,9 +16,10 @@ from trillion_serve.engines.protocol import SamplingParams, TokenLogprob
 from trillion_serve.gateway.answers import Answers, numbered
 from trillion_serve.gateway.errors import ApiError
 from trillion_serve.gateway.ids import new_id
+from trillion_serve.gateway.json_route import JsonRoute
 from trillion_serve.gateway.models import Models, ServedModel
 from trillion_serve.gateway.raw_prompts import check_token_ids, encode_raw
-from trillion_serve.gateway.sampling import sampling_of
+from trillion_serve.gateway.sampling import check_ids, sampling_of
 from trillion_serve.gateway.schema.completion_request import CompletionRequest
 from trillion_serve.gateway.schema.completion_response import (
     Completion,
@@ -27,7 +28,7 @@ from trillion_serve.gateway.schema.completion_response import (
     CompletionLogprobs,
 )
 from trillion_serve.gateway.schema.usage import Usage
-from trillion_serve.gateway.streaming import EventStream, answer_or_hang_up
+from trillion_serve.gateway.streaming import Events, EventStream, LastEvents, answer_or_hang_up
 
 _DEFAULT_MAX_TOKENS = 16
 _LEAST_LOGPROB = -9999.0
@@ -36,7 +37,7 @@ _LEAST_LOGPROB = -9999.0
 
 def router(models: Models) -> APIRouter:
     """The route."""
-    routes = APIRouter()
+    routes = APIRouter(route_class=JsonRoute)
 
     @routes.post("/v1/completions", response_model=Completion)
     async def completions(body: CompletionRequest, request: Request) -> Response:
@@ -121,14 +122,16 @@ class _Completions:
         ]
         return self._completion(choices, self._answers.usage())
 
-    async def stream(self) -> AsyncGenerator[Completion, None]:
+    async def stream(self) -> AsyncGenerator[Events, None]:
         """Generate texts chunk by chunk."""
         async with aclosing(self._parts()) as parts:
             async for part in parts:
                 if part.text or part.logprobs or part.finish_reason:
-                    yield self._completion([part])
+                    yield [self._completion([part])]
+        ending = LastEvents()
         if self._request.stream_options and self._request.stream_options.include_usage:
-            yield self._completion([], self._answers.usage())
+            ending.append(self._completion([], self._answers.usage()))
+        yield ending
 
     @property
     def _indices(self) -> range:
@@ -165,10 +168,15 @@ class _Completions:
         """The log-probabilities of the prompts' own tokens, if they are asked for."""
         if self._request.logprobs is None:
             return []
-        score, top = self._model.engine.score, self._request.logprobs
+        top, turns = self._request.logprobs, self._model.turns()
+
+        async def score(prompt: _Prompt) -> list[TokenLogprob]:
+            async with turns:
+                return await self._model.engine.score(prompt.token_ids, top)
+
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(score(prompt.token_ids, top)) for prompt in self._prompts]
+                tasks = [group.create_task(score(prompt)) for prompt in self._prompts]
         except* Exception as errors:
             raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
@@ -229,6 +237,7 @@ class _LogprobsWriter:
 
 
 def _read_prompts(tokenizer: ChatTokenizer, request: CompletionRequest) -> list[_Prompt]:
+    check_ids(tokenizer, request)
     prompts = []
     for place, prompt in enumerate(request.prompts):
         param = "prompt" if len(request.prompts) == 1 else f"prompt[{place}]"

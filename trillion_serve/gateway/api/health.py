@@ -13,18 +13,21 @@ def router(models: Models) -> APIRouter:
     """The routes."""
     routes = APIRouter()
 
+    # A probe may ask with HEAD; the document leaves it out, as it does for every GET.
+    @routes.head("/health", include_in_schema=False)
     @routes.get("/health")
     async def health() -> dict[str, str]:
         """Whether an engine lives: 200 or 503."""
         await _check(models)
         return {"status": "ok"}
 
+    @routes.head("/ready", include_in_schema=False)
     @routes.get("/ready")
     async def ready(request: Request) -> JSONResponse:
         """Whether requests should be sent here: 200 or 503."""
-        await _check(models)
         if request.app.state.draining:
             return JSONResponse({"status": "draining"}, 503)
+        await _check(models)
         return JSONResponse({"status": "ready"})
 
     return routes

@@ -12,6 +12,7 @@ from trillion_serve.chat.answer import AnswerRequest
 from trillion_serve.chat.structure import content_plan
 from trillion_serve.gateway.answers import Answers
 from trillion_serve.gateway.errors import ApiError, api_error
+from trillion_serve.gateway.json_route import JsonRoute
 from trillion_serve.gateway.models import Models, ServedModel
 from trillion_serve.gateway.prepare import prepare_answer
 from trillion_serve.gateway.responses.conversation import items_of, messages_of, new_id
@@ -33,23 +34,25 @@ from trillion_serve.gateway.schema.responses_response import (
 )
 from trillion_serve.gateway.schema.structure import JsonSchemaFormat
 from trillion_serve.gateway.schema.tools import AllowedToolsChoice, NamedTool, Tool
-from trillion_serve.gateway.streaming import EventStream, answer_or_hang_up
+from trillion_serve.gateway.streaming import Events, EventStream, LastEvents, answer_or_hang_up
 
 logger = logging.getLogger(__name__)
 
 
 def router(models: Models, store: ResponseStore | None = None) -> APIRouter:
     """The routes, over a store of their own unless one is given."""
-    routes = APIRouter()
+    routes, created = APIRouter(), APIRouter(route_class=JsonRoute)
     kept = ResponseStore() if store is None else store
 
-    @routes.post("/v1/responses", response_model=ResponseObject)
+    @created.post("/v1/responses", response_model=ResponseObject)
     async def create(body: ResponsesRequest, request: Request) -> Response:
         """Answer, as a stream of events if ``stream`` is true."""
         response = await _Response.prepare(models.get(body.model), body, kept, _owner(request))
         if body.stream:
             return EventStream(response.stream(), named=True)
         return await answer_or_hang_up(request, response.whole())
+
+    routes.include_router(created)
 
     @routes.get("/v1/responses/{response_id}")
     async def retrieve(response_id: str, request: Request, stream: bool = False) -> ResponseObject:
@@ -165,23 +168,21 @@ class _Response:
         _exhaust(self._finish())
         return self._writer.response
 
-    async def stream(self) -> AsyncGenerator[Event, None]:
+    async def stream(self) -> AsyncGenerator[Events, None]:
         """Generate the response event by event. Until the engine has taken the request, errors are raised."""
         async with aclosing(self._answers.pieces()) as pieces:
             first = await anext(pieces)
-            for event in (*self._writer.begin(), *self._writer.add(first.delta)):
-                yield event
+            yield [*self._writer.begin(), *self._writer.add(first.delta)]
             try:
                 async for piece in pieces:
-                    for event in self._writer.add(piece.delta):
-                        yield event
+                    if events := list(self._writer.add(piece.delta)):
+                        yield events
                 ending = self._finish()
             except Exception as error:
                 logger.exception("response %s failed", self._writer.response.id)
                 ending = list(self._writer.fail(api_error(error)))
                 self._keep()
-        for event in ending:
-            yield event
+        yield LastEvents(ending)
 
     def _finish(self) -> list[Event]:
         events = list(self._writer.finish(self._answers.last[0], ResponseUsage.of(self._answers.usage())))

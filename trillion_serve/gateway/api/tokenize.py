@@ -2,12 +2,13 @@
 
 import asyncio
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
 
 from trillion_serve.chat.continuation import RawText
 from trillion_serve.chat.render import render
 from trillion_serve.chat.tokenizer import ChatTokenizer
 from trillion_serve.gateway.errors import ApiError
+from trillion_serve.gateway.json_route import JsonRoute
 from trillion_serve.gateway.models import Models, ServedModel
 from trillion_serve.gateway.prepare import variables_of
 from trillion_serve.gateway.raw_prompts import check_token_ids, encode_raw
@@ -17,23 +18,24 @@ from trillion_serve.gateway.schema.tokenize import (
     TokenizeRequest,
     TokenizeResponse,
 )
+from trillion_serve.gateway.streaming import json_response
 
 
 def router(models: Models) -> APIRouter:
     """The routes."""
-    routes = APIRouter()
+    routes = APIRouter(route_class=JsonRoute)
 
-    @routes.post("/tokenize")
-    async def tokenize(body: TokenizeRequest) -> TokenizeResponse:
+    @routes.post("/tokenize", response_model=TokenizeResponse)
+    async def tokenize(body: TokenizeRequest, request: Request) -> Response:
         """The tokens of a text, or of a conversation."""
         # Long texts would hold up every other request.
-        return await asyncio.to_thread(_tokenize, _model(models, body.model), body)
+        return json_response(await asyncio.to_thread(_tokenize, _model(models, body.model), body))
 
-    @routes.post("/detokenize")
-    async def detokenize(body: DetokenizeRequest) -> DetokenizeResponse:
+    @routes.post("/detokenize", response_model=DetokenizeResponse)
+    async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
         """The text of tokens."""
         tokenizer = _model(models, body.model).tokenizer
-        return DetokenizeResponse(prompt=await asyncio.to_thread(_detokenize, tokenizer, body.tokens))
+        return json_response(DetokenizeResponse(prompt=await asyncio.to_thread(_detokenize, tokenizer, body.tokens)))
 
     return routes
 

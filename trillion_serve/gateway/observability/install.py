@@ -1,8 +1,10 @@
 """Puts all of it into an application."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from fastapi import FastAPI
+from pydantic import Field
 
 from trillion_serve.gateway.api import metrics as metrics_api
 from trillion_serve.gateway.models import Models
@@ -26,7 +28,7 @@ class ObservabilityConfig:
 
     log_bodies: bool = False
     tracing: bool = False
-    scrape_timeout: float = 1.0
+    scrape_timeout: Annotated[float, Field(gt=0)] = 1.0
 
 
 def install(

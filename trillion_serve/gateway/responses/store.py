@@ -86,7 +86,7 @@ class ResponseStore:
             return self._kept[owner, response_id]
         except KeyError:
             raise ApiError(
-                f"there is no response {response_id!r}; it may have been kept long enough, or never been stored",
+                f"there is no response {response_id!r}: it has expired, was deleted, or was never stored",
                 status=404,
                 code="response_not_found",
                 param="response_id",

@@ -4,13 +4,14 @@ Fields that nobody knows are ignored, as clients rely on. Fields that are known 
 by name.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from trillion_serve.gateway.schema.common import RequestModel, Unsupported
+from trillion_serve.gateway.schema.common import RequestModel, contradiction
 from trillion_serve.gateway.schema.content import ContentFields
+from trillion_serve.gateway.schema.parts import form_of, only_texts
 from trillion_serve.gateway.schema.sampling import SamplingFields
 from trillion_serve.gateway.schema.thinking import ThinkingFields
 
@@ -20,6 +21,15 @@ class TextPart(RequestModel):
 
     type: Literal["text"]
     text: str
+
+
+# The names of the forms are no identifiers, so that they do not show in the path of an error.
+Content = Annotated[
+    Annotated[str, Tag("a text")]
+    | Annotated[list[TextPart], Field(fail_fast=True), BeforeValidator(only_texts("text")), Tag("several parts")],
+    Discriminator(form_of),
+]
+"""What a message says. The API's refusal of an assistant is a text."""
 
 
 class FunctionCall(RequestModel):
@@ -41,7 +51,7 @@ class Message(RequestModel):
     """A turn of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: Content | None = None
     name: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
@@ -55,24 +65,17 @@ class Message(RequestModel):
         return self
 
 
+Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+"""A conversation."""
+
+
 class ChatCompletionRequest(ThinkingFields, ContentFields, SamplingFields):
     """The body of a request."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Messages
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-
-    audio: Unsupported = None
-    prediction: Unsupported = None
-    web_search_options: Unsupported = None
-    functions: Unsupported = None
-    function_call: Unsupported = None
-    echo: Unsupported = None
-    add_generation_prompt: Unsupported = None
-    continue_final_message: Unsupported = None
-    chat_template: Unsupported = None
-    modalities: list[Literal["text"]] | None = None
 
     @property
     def token_limit(self) -> int | None:
@@ -83,7 +86,7 @@ class ChatCompletionRequest(ThinkingFields, ContentFields, SamplingFields):
     def _fields_agree(self) -> Self:
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
-            raise PydanticCustomError("contradiction", "max_tokens and max_completion_tokens differ")
+            raise contradiction("max_completion_tokens", "differs from max_tokens; leave one of them out")
         if self.top_logprobs and not self.logprobs:
-            raise PydanticCustomError("contradiction", "top_logprobs needs logprobs to be true")
+            raise contradiction("top_logprobs", "needs logprobs to be true")
         return self

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from trillion_serve.chat.answer import AnswerFinish, Intervention
 from trillion_serve.chat.message import MessageDelta, ToolCallDelta
+from trillion_serve.chat.token_bytes import token_bytes
 from trillion_serve.chat.tokenizer import ChatTokenizer
 from trillion_serve.engines.protocol import TokenLogprob
 from trillion_serve.gateway.schema.common import OMIT_NONE
@@ -18,11 +19,16 @@ from trillion_serve.gateway.schema.usage import Usage
 
 
 class TopLogprob(BaseModel):
-    """A token that could have been chosen. ``bytes`` is null for a token that is part of a character."""
+    """A token that could have been chosen.
+
+    Attributes:
+        bytes: what it adds to the text in UTF-8. A token that is part of a character has only these to tell which:
+            as text it is U+FFFD.
+    """
 
     token: str
     logprob: float
-    bytes: list[int] | None
+    bytes: list[int]
 
 
 class TokenLogprobs(TopLogprob):
@@ -32,7 +38,11 @@ class TokenLogprobs(TopLogprob):
 
 
 class ChoiceLogprobs(BaseModel):
-    """One entry for every generated token, reasoning included, but for the one that ended the answer."""
+    """One entry for every generated token but the one that ended the answer.
+
+    Tokens of reasoning have one if the reasoning is sent; those of tool calls, and of the newlines between reasoning
+    and answer, have one though they do not show.
+    """
 
     content: list[TokenLogprobs]
 
@@ -120,11 +130,9 @@ def choice_logprobs(tokenizer: ChatTokenizer, entries: list[TokenLogprob]) -> Ch
 
 
 def _token(tokenizer: ChatTokenizer, token_id: int, logprob: float) -> dict[str, Any]:
-    text = tokenizer.token_text(token_id)
-    partial = "\N{REPLACEMENT CHARACTER}" in text
     # JSON has no infinity; the OpenAI API writes a token that cannot come as -9999.
     return {
-        "token": text,
+        "token": tokenizer.token_text(token_id),
         "logprob": max(logprob, -9999.0),
-        "bytes": None if partial else list(text.encode("utf-8")),
+        "bytes": list(token_bytes(tokenizer, token_id)),
     }

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from trillion_serve.gateway.schema.common import Unsupported
+from trillion_serve.gateway.schema.common import Unsupported, contradiction, taken_only_if
 from trillion_serve.gateway.schema.sampling import SamplingFields
 
 MOST_CHOICES = 1024
@@ -48,21 +48,29 @@ class CompletionRequest(SamplingFields):
     skip_special_tokens: bool | None = None
     return_tokens_as_token_ids: bool | None = None
 
-    suffix: Unsupported = None
     prompt_embeds: Unsupported = None
-    response_format: Unsupported = None
+    tools: Unsupported = None
+    messages: Unsupported = None
+
+    # Nothing is done about the form of a text here.
+    response_format: Annotated[Any, taken_only_if({"type": "text"})] = None
     structured_outputs: Unsupported = None
     guided_json: Unsupported = None
     guided_regex: Unsupported = None
     guided_choice: Unsupported = None
     guided_grammar: Unsupported = None
-    include_stop_str_in_output: Unsupported = None
-    return_token_ids: Unsupported = None
-    truncate_prompt_tokens: Unsupported = None
-    allowed_token_ids: Unsupported = None
-    bad_words: Unsupported = None
-    tools: Unsupported = None
-    messages: Unsupported = None
+    json_schema: Unsupported = None
+    regex: Unsupported = None
+    ebnf: Unsupported = None
+
+    # Nor about thinking.
+    reasoning_effort: Annotated[Any, taken_only_if("none")] = None
+    reasoning: Unsupported = None
+    thinking: Unsupported = None
+    thinking_budget: Unsupported = None
+    thinking_token_budget: Unsupported = None
+    enable_thinking: Unsupported = None
+    chat_template_kwargs: Unsupported = None
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -73,9 +81,11 @@ class CompletionRequest(SamplingFields):
     @model_validator(mode="after")
     def _completion_fields_agree(self) -> Self:
         if self.max_tokens == 0 and not self.echo:
-            raise PydanticCustomError("contradiction", "max_tokens 0 gives back nothing unless echo is true")
+            raise contradiction("max_tokens", "0 gives back nothing unless echo is true")
         if len(self.prompts) * (self.n or 1) > MOST_CHOICES:
             raise PydanticCustomError(
-                "too_many_choices", "one request may ask for {most} texts, prompts times n", {"most": MOST_CHOICES}
+                "too_many_choices",
+                "one request may ask for {most} texts, prompts times n",
+                {"most": MOST_CHOICES, "param": "n" if (self.n or 1) > 1 else "prompt"},
             )
         return self

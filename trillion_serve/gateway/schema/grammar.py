@@ -1,19 +1,18 @@
 """Schemas and grammars in requests, checked before an answer begins: an engine would refuse them amid a stream."""
 
 import json
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import jsonschema_rs
-from llguidance import LLMatcher, grammar_from
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from trillion_serve.chat.references import rooted
 from trillion_serve.engines.protocol import Grammar
+from trillion_serve.gateway.schema.grammar_check import refusal_of
 
 MOST_CHARACTERS = 65_536
-"""Longest schema or grammar: checking takes about a millisecond for each thousand characters."""
+"""Longest schema or grammar."""
 
 _DEFAULT_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 # The validator's own search for the dialect of a schema would fetch whatever address a client writes there.
@@ -52,24 +51,12 @@ def parsed(value: Any) -> Any:
         return value
     try:
         schema = json.loads(value)
-    except json.JSONDecodeError as error:
+        json.dumps(schema, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
         raise PydanticCustomError("invalid_schema", "this is no JSON: {problem}", {"problem": str(error)}) from error
     if not isinstance(schema, dict):
         raise PydanticCustomError("invalid_schema", "a JSON Schema is an object here")
     return schema
-
-
-def refusal_of(grammar: Grammar) -> str | None:
-    """Why no answer can be held to a grammar; None if one can."""
-    make: dict[str, Callable[[str], str]] = {
-        "json_schema": LLMatcher.grammar_from_json_schema,
-        "regex": LLMatcher.grammar_from_regex,
-        "ebnf": lambda text: grammar_from("grammar", text),
-    }
-    try:
-        return LLMatcher.validate_grammar(make[grammar.kind](grammar.value)) or None
-    except ValueError as error:
-        return str(error)
 
 
 def enforceable(grammar: Grammar) -> Grammar:

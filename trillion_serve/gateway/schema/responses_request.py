@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
 from trillion_serve.engines.protocol import Grammar
-from trillion_serve.gateway.schema.common import RequestModel, Unsupported
+from trillion_serve.gateway.schema.common import RequestModel, Unsupported, at_most, taken_only_if
 from trillion_serve.gateway.schema.content import ContentFields
+from trillion_serve.gateway.schema.parts import form_of, only_texts
 from trillion_serve.gateway.schema.sampling import SamplingFields
 from trillion_serve.gateway.schema.structure import ResponseFormat, StructureFields
 from trillion_serve.gateway.schema.thinking import Reasoning, ThinkingFields
@@ -25,12 +27,25 @@ class TextPart(RequestModel):
     text: str
 
 
+Content = Annotated[
+    Annotated[str, Tag("a text")]
+    | Annotated[
+        list[TextPart],
+        Field(fail_fast=True),
+        BeforeValidator(only_texts("input_text", "output_text")),
+        Tag("several parts"),
+    ],
+    Discriminator(form_of),
+]
+"""What an item says. The API's refusal of an assistant is a text."""
+
+
 class MessageItem(RequestModel):
     """A message."""
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[TextPart]
+    content: Content
 
 
 class CallItem(RequestModel):
@@ -47,7 +62,7 @@ class CallOutputItem(RequestModel):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[TextPart]
+    output: Content
 
 
 class ReasoningPart(RequestModel):
@@ -77,6 +92,17 @@ def _form(item: Any) -> str | None:
     return _FORMS.get(kind) if isinstance(kind, str) else None
 
 
+def _known_item(item: Any) -> Any:
+    kind = item.get("type", "message") if isinstance(item, dict) else None
+    if isinstance(kind, str) and kind not in _FORMS:
+        raise PydanticCustomError(
+            "unsupported_field",
+            "items of type {kind} are not taken, only {known}",
+            {"kind": kind[:64], "known": ", ".join(_FORMS)},
+        )
+    return item
+
+
 # The names of the forms are no identifiers where they can be none, so that they do not show in the path of an error.
 InputItem = Annotated[
     Annotated[MessageItem, Tag("a message")]
@@ -88,10 +114,12 @@ InputItem = Annotated[
         custom_error_type="unsupported_item",
         custom_error_message=f"an item is an object whose type is one of {', '.join(_FORMS)}",
     ),
+    BeforeValidator(_known_item),
 ]
 
 InputField = Annotated[
-    Annotated[str, Tag("a text")] | Annotated[list[InputItem], Field(min_length=1), Tag("several items")],
+    Annotated[str, Tag("a text")]
+    | Annotated[list[InputItem], Field(min_length=1, fail_fast=True), Tag("several items")],
     Discriminator(lambda given: "several items" if isinstance(given, list) else "a text"),
 ]
 
@@ -99,8 +127,8 @@ InputField = Annotated[
 class ResponseReasoning(Reasoning):
     """How to think. There are no summaries: the reasoning is given in full."""
 
-    summary: Literal["auto"] | None = None
-    generate_summary: Literal["auto"] | None = None
+    summary: Annotated[Any, taken_only_if("auto")] = None
+    generate_summary: Annotated[Any, taken_only_if("auto")] = None
     context: Unsupported = None
     mode: Unsupported = None
 
@@ -108,7 +136,7 @@ class ResponseReasoning(Reasoning):
 class ResponseStreamOptions(RequestModel):
     """How to stream."""
 
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: Unsupported = None
 
 
 def _nested_tool(tool: Any) -> Any:
@@ -140,7 +168,15 @@ class TextFields(RequestModel):
     """The form of the answer."""
 
     format: Annotated[ResponseFormat, BeforeValidator(_nested_format)] | None = None
-    verbosity: Unsupported = None
+    verbosity: Annotated[Any, taken_only_if("medium")] = None
+
+
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+    BeforeValidator(at_most(16)),
+]
+"""A client's own notes, which come back as they are."""
 
 
 class ResponsesRequest(ThinkingFields, ContentFields, SamplingFields):
@@ -153,22 +189,22 @@ class ResponsesRequest(ThinkingFields, ContentFields, SamplingFields):
     stream_options: ResponseStreamOptions | None = None  # type: ignore[assignment]
     max_output_tokens: int | None = Field(None, ge=1)
     reasoning: ResponseReasoning | None = None
-    tools: list[Annotated[Tool, BeforeValidator(_nested_tool)]] | None = None
+    tools: Annotated[list[Annotated[Tool, BeforeValidator(_nested_tool)]], Field(fail_fast=True)] | None = None
     tool_choice: Annotated[ToolChoice, BeforeValidator(_nested_choice)] | None = None
     text: TextFields | None = None
-    metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)] | None = None
+    metadata: Metadata | None = None
     user: str | None = None
-    truncation: Literal["disabled"] | None = None
-    background: Literal[False] | None = None
-    service_tier: Literal["auto", "default"] | None = None
 
-    n: Unsupported = None
+    truncation: Annotated[Any, taken_only_if("disabled")] = None
+    background: Unsupported = None
+    n: Annotated[Any, taken_only_if(1)] = None
     max_tokens: Unsupported = None
     max_completion_tokens: Unsupported = None
     messages: Unsupported = None
-    response_format: Unsupported = None
+    response_format: Annotated[Any, taken_only_if({"type": "text"})] = None
     include: Unsupported = None
-    top_logprobs: Unsupported = None
+    logprobs: Unsupported = None
+    top_logprobs: Annotated[Any, taken_only_if(0)] = None
     max_tool_calls: Unsupported = None
     conversation: Unsupported = None
     prompt: Unsupported = None

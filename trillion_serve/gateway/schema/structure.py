@@ -1,6 +1,7 @@
 """The form of an answer in every spelling that clients use, read into one grammar."""
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
@@ -22,13 +23,23 @@ def _ebnf(text: str) -> str:
     return enforceable(Grammar("ebnf", text)).value
 
 
+def _choices(texts: list[str]) -> list[str]:
+    enforceable(_one_of(texts))
+    return texts
+
+
+def _one_of(texts: list[str]) -> Grammar:
+    """A grammar of these texts to the letter."""
+    return Grammar("regex", "|".join(f"({text.translate(_METACHARACTERS)})" for text in texts))
+
+
 Regex = Annotated[str, AfterValidator(_regex)]
 """A regular expression that the whole answer matches."""
 Ebnf = Annotated[str, AfterValidator(_ebnf)]
 """A grammar in GBNF or Lark notation."""
 SchemaOrText = Annotated[EnforceableSchema, BeforeValidator(parsed)]
 """A JSON Schema, as an object or as JSON text."""
-Choices = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+Choices = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1), AfterValidator(_choices)]
 """Texts one of which is the answer."""
 
 
@@ -111,28 +122,28 @@ class StructureFields(RequestModel):
     ebnf: Ebnf | None = None
     json_schema: SchemaOrText | None = None
 
-    guided_decoding_backend: Unsupported = None
-    guided_whitespace_pattern: Unsupported = None
-    structural_tag: Unsupported = None
-
     @property
     def grammar(self) -> Grammar | None:
-        """What the content must spell; None for any text."""
-        return next((grammar for _, grammar in self._grammars()), None)
+        """What the content, or what is no call in it, must spell; None for any text."""
+        return next(iter(self._forms.values()), None)
 
     @property
     def form_field(self) -> str | None:
         """The field that says what form the content has."""
-        return next((field for field, _ in self._grammars()), None)
+        return next(iter(self._forms), None)
+
+    @cached_property
+    def _forms(self) -> dict[str, Grammar]:
+        return dict(self._grammars())
 
     @model_validator(mode="after")
     def _one_form_is_asked_for(self) -> Self:
-        fields = [field for field, _ in self._grammars()]
-        if len(fields) > 1:
+        if len(self._forms) > 1:
+            one, other, *_ = self._forms
             raise PydanticCustomError(
                 "contradiction",
                 "{one} and {other} both say what form the answer has; leave one of them out",
-                {"one": fields[0], "other": fields[1], "param": fields[1]},
+                {"one": one, "other": other, "param": other},
             )
         return self
 
@@ -166,8 +177,3 @@ class StructureFields(RequestModel):
         yield from ((field, Grammar("regex", regex)) for field, regex in regexes.items() if regex is not None)
         yield from ((field, _one_of(texts)) for field, texts in choices.items() if texts is not None)
         yield from ((field, Grammar("ebnf", text)) for field, text in grammars.items() if text is not None)
-
-
-def _one_of(texts: list[str]) -> Grammar:
-    """A grammar of these texts to the letter."""
-    return Grammar("regex", "|".join(f"({text.translate(_METACHARACTERS)})" for text in texts))

@@ -3,10 +3,9 @@
 from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, model_validator
-from pydantic_core import PydanticCustomError
 
-from trillion_serve.gateway.schema.chat_request import Message
-from trillion_serve.gateway.schema.common import OMIT_NONE, RequestModel, Unsupported
+from trillion_serve.gateway.schema.chat_request import Messages
+from trillion_serve.gateway.schema.common import OMIT_NONE, RequestModel, Unsupported, contradiction
 from trillion_serve.gateway.schema.thinking import ThinkingFields
 from trillion_serve.gateway.schema.tools import ToolFields
 
@@ -26,24 +25,25 @@ class TokenizeRequest(ThinkingFields, ToolFields):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
 
     continue_final_message: Unsupported = None
     chat_template: Unsupported = None
+    documents: Unsupported = None
     media_io_kwargs: Unsupported = None
     mm_processor_kwargs: Unsupported = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
-        if (self.prompt is None) == (self.messages is None):
-            raise PydanticCustomError("contradiction", "give either prompt or messages")
+        if self.prompt is None and self.messages is None:
+            raise contradiction("prompt", "give either this or messages")
+        if self.prompt is not None and self.messages is not None:
+            raise contradiction("messages", "does not go with prompt; leave one of them out")
         if self.messages is not None and self.add_special_tokens:
-            raise PydanticCustomError(
-                "contradiction", "add_special_tokens does not go with messages: the chat template brings its own"
-            )
+            raise contradiction("add_special_tokens", "does not go with messages: the chat template brings its own")
         return self
 
 

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from trillion_serve.chat.structure import call_grammar
 from trillion_serve.chat.tools import ToolUse
 from trillion_serve.gateway.schema.common import RequestModel
-from trillion_serve.gateway.schema.grammar import FunctionName, JsonSchema, refusal_of
+from trillion_serve.gateway.schema.grammar import FunctionName, JsonSchema
+from trillion_serve.gateway.schema.grammar_check import refusal_of
 
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 """The parameters of a function that names none."""
@@ -24,10 +25,18 @@ class Function(RequestModel):
     strict: bool | None = None
 
 
+def _only_functions(kind: Any) -> Any:
+    if isinstance(kind, str) and kind != "function":
+        raise PydanticCustomError(
+            "unsupported_field", "only functions are taken as tools; this is {kind}", {"kind": kind[:64]}
+        )
+    return kind
+
+
 class Tool(RequestModel):
     """A tool that the model may use."""
 
-    type: Literal["function"]
+    type: Annotated[Literal["function"], BeforeValidator(_only_functions)]
     function: Function
 
 
@@ -78,7 +87,7 @@ ToolChoice = Annotated[
 class ToolFields(RequestModel):
     """The fields about tools."""
 
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
 
@@ -118,19 +127,24 @@ class ToolFields(RequestModel):
         for name in _chosen(self.tool_choice):
             if name not in names:
                 raise _error("tool_choice", "no function called {name} is among the tools", name=name)
-        self._check_forced_calls()
+        self._check_held_calls()
         return self
 
-    def _check_forced_calls(self) -> None:
-        """Refuse parameters that a call cannot be held to, where one has to be."""
+    def _is_held(self, tool: Tool) -> bool:
+        """Whether a call of a tool that may be called has to fit its parameters."""
+        return self.tool_use is not None and self.tool_use.required
+
+    def _check_held_calls(self) -> None:
+        """Refuse parameters that a call cannot be held to, where it has to be."""
         use = self.tool_use
         for index, tool in enumerate(self.tools or ()):
-            if use is not None and use.required and tool.function.name in use.parameters:
+            if use is not None and tool.function.name in use.parameters and self._is_held(tool):
                 problem = refusal_of(call_grammar({tool.function.name: _parameters(tool)}))
                 if problem is not None:
                     raise _error(
                         f"tools[{index}].function.parameters",
-                        "a call of {name} cannot be held to its parameters ({problem}); leave tool_choice at auto",
+                        "a call of {name} cannot be held to its parameters ({problem}); "
+                        "leave tool_choice at auto, and strict away",
                         name=tool.function.name,
                         problem=" ".join(problem.split()),
                     )

@@ -10,13 +10,16 @@ from trillion_serve.gateway.security.front import Front
 from trillion_serve.gateway.security.limits import RequestLimits
 
 _WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
-_LONG_BYTES = 64 * 2**10
+_LONG_BYTES = 4 * 2**10
 # Brackets outside strings. Possessive, so that no input makes it try twice; a string may lack its end.
 _STRUCTURE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
 class BodyGuard:
-    """Reads bodies, never keeping more than the limit of one, and hands them on whole."""
+    """Reads bodies, never keeping more than the limit of one, and hands them on whole.
+
+    ``scope["state"]`` gets the ``limits`` for what else is in them.
+    """
 
     def __init__(self, app: ASGIApp, front: Front) -> None:
         self._app = app
@@ -36,6 +39,7 @@ class BodyGuard:
         except ApiError as refusal:
             await response_of(refusal)(scope, receive, send)
             return
+        scope.setdefault("state", {})["limits"] = limits
         whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> Message:

@@ -6,17 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
-
-from fastapi import Request
 
 from trillion_serve.errors import ServeError
 from trillion_serve.gateway.errors import ApiError
 from trillion_serve.gateway.limits.rates import KeyRates
 from trillion_serve.gateway.security.keys import ApiKey, Keyring
 from trillion_serve.gateway.security.limits import RequestLimits
-
-_BATCHES = ("messages", "input", "prompt")
 
 
 @dataclass(frozen=True)
@@ -84,29 +79,6 @@ class Front:
         """Return when the requests that are under way at this moment are over."""
         for end in tuple(self._ends):
             await end.wait()
-
-    async def check_batch(self, request: Request) -> None:
-        """A dependency of routes that take messages.
-
-        Raises:
-            ApiError: they are too many.
-        """
-        if request.method != "POST" or not await request.body():
-            return
-        try:
-            # FastAPI has parsed it already, and the request remembers.
-            body: Any = await request.json()
-        except ValueError:
-            return  # what the route expects is the route's to say
-        for name in _BATCHES if isinstance(body, dict) else ():
-            items = body.get(name)
-            is_batch = isinstance(items, list) and not (items and isinstance(items[0], int))
-            if is_batch and len(items) > self.settings.limits.messages:
-                raise ApiError(
-                    f"{name} has {len(items)} items, and this server takes {self.settings.limits.messages}",
-                    code="too_many_items",
-                    param=name,
-                )
 
 
 def _busy(message: str, code: str) -> ApiError:
