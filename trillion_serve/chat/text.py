@@ -60,9 +60,10 @@ class TextDecoder:
         return len(self._pending) < (_LONGEST_CHAIN if broken == 1 else _LONGEST_CHARACTER)
 
     def _emit(self, text: str) -> str:
+        new = text[len(self._prefix) :]
         # A broken byte spoils the whole run of bytes that it stands in, also those already shown.
-        whole = text.startswith(self._prefix)
-        new = text[len(self._prefix) :] if whole else self._text(self._pending)
+        if _REPLACEMENT in new or not text.startswith(self._prefix):
+            new = self._text(self._pending)
         self._settle(self._pending)
         return new
 

@@ -124,6 +124,15 @@ def test_any_tokens_read_together_say_what_they_say_one_by_one(doubling_tokenize
     assert runs + together.flush() == expected
 
 
+@pytest.mark.parametrize("cut", [0, 1, 2, 3])
+def test_a_broken_byte_after_a_byte_that_is_a_space_is_one_broken_character(
+    doubling_tokenizer: ChatTokenizer, cut: int
+) -> None:
+    tokens = [doubling_tokenizer.backend.token_to_id(name) for name in ("<unk>", "<0x20>", "<0xED>")]
+    decoder = TextDecoder(doubling_tokenizer.backend)
+    assert decoder.decode_run(tokens[:cut]) + decoder.decode_run(tokens[cut:]) + decoder.flush() == "<unk> \ufffd"
+
+
 TEXTS = st.text(alphabet=st.sampled_from("가나힣뷁 aé\n\t한🙂👩‍👩‍👧\u1100\u1161<|"), max_size=30)
 
 
