@@ -1,6 +1,6 @@
 """What a few tokens add to a message.
 
-These are made for every few tokens, and msgspec makes a structure faster than a dataclass is made.
+These are made for every few tokens, so they are msgspec's structs rather than dataclasses.
 """
 
 from msgspec import Struct

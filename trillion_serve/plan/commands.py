@@ -63,7 +63,7 @@ def _sglang(plan: Plan) -> Command:
         "dtype": settings.dtype,
     }
     if settings.kv_dtype != settings.dtype:
-        flags["kv-cache-dtype"] = {"fp8": "fp8_e4m3"}[settings.kv_dtype]
+        flags["kv-cache-dtype"] = "fp8_e4m3"
     if plan.latents and plan.cache.local_layers:
         flags["attention-backend"] = "triton"  # the one that minds a window over latents
     line = _line(["python", "-m", "sglang.launch_server", "--model-path", _path(plan)], flags | SGLANG_FLAGS)

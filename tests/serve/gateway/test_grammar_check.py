@@ -49,6 +49,15 @@ def test_the_event_loop_is_never_held_for_a_check() -> None:
     assert asyncio.run(on_the_loop()) is None, "what is known is told at once"
 
 
+def test_many_threads_may_ask_at_once() -> None:
+    """More grammars than are remembered, each asked for twice, so that some are forgotten in between."""
+    count = grammar_check._KNOWN + 40
+    asked = [Grammar("regex", f"a{{{number % count}}}") for number in range(2 * count)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(refusal_of, asked)) == [None] * len(asked)
+    assert len(grammar_check._known) == grammar_check._KNOWN
+
+
 @pytest.mark.parametrize(
     ("grammar", "told"),
     [

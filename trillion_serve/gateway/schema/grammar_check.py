@@ -8,6 +8,7 @@ import asyncio
 import atexit
 import multiprocessing
 import resource
+import threading
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -35,16 +36,21 @@ def refusal_of(grammar: Grammar) -> str | None:
     Raises:
         MustWait: this is the event loop, and the answer is not known yet.
     """
-    known = _known.get(grammar)
+    with _lock:
+        known = _known.get(grammar)
     if known is None:
         if _on_event_loop():
             raise MustWait
-        known = _known[grammar] = _checked(grammar)
+        known = _checked(grammar)
+        with _lock:
+            _known[grammar] = known
     return known or None
 
 
 def _checked(grammar: Grammar) -> str:
-    check = _pool().schedule(_problem_of, args=[grammar.kind, grammar.value], timeout=SECONDS)
+    with _lock:
+        pool = _pool()
+    check = pool.schedule(_problem_of, args=[grammar.kind, grammar.value], timeout=SECONDS)
     try:
         return check.result()
     except TimeoutError:
@@ -87,3 +93,5 @@ def _bound_memory() -> None:
 
 
 _known: LRUCache[Grammar, str] = LRUCache(_KNOWN)
+# Bodies are read in several threads, and neither the cache nor the making of the one pool is made for that.
+_lock = threading.Lock()

@@ -28,6 +28,9 @@ from trillion_serve.plugins.vllm import cpu_prefill, latent_attention, latent_pl
 from trillion_serve.plugins.vllm.capacity import report_capacity
 from trillion_serve.plugins.vllm.latent_plan import DecodeGroup, DecodeRequest, PrefillRequest
 
+_HAS_CACHE_KERNEL = hasattr(torch.ops._C, "concat_and_cache_mla_cpu")
+"""vLLM builds it for some CPUs only."""
+
 
 @dataclass
 class LatentMetadata(AttentionMetadata):
@@ -212,7 +215,7 @@ class LatentImpl(MLAAttentionImpl[LatentMetadata]):
             return
         slots = slot_mapping.flatten()
         halves = kv_cache.dtype == kv_c_normed.dtype and kv_cache.dtype in (torch.bfloat16, torch.float16)
-        if halves and not kv_cache.is_cuda:  # all that vLLM's kernel was built for
+        if halves and _HAS_CACHE_KERNEL and not kv_cache.is_cuda:  # all that vLLM's kernel was built for
             ops.amx_mla_concat_and_cache(kv_c_normed[: len(slots)], k_pe[: len(slots)].squeeze(1), kv_cache, slots)
             return
         latents = torch.cat((kv_c_normed, k_pe.squeeze(1)), dim=-1)[: len(slots)].to(kv_cache.dtype)

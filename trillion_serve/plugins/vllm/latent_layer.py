@@ -11,8 +11,8 @@ from trillion_serve.plugins.vllm.backend import LatentImpl
 class LatentLayer(MLAAttention):
     """vLLM's layer. On a CPU it lays out the projections that decoding absorbs.
 
-    vLLM leaves them as views of ``kv_b_proj``, which a CPU multiplies bfloat16 by far more slowly. Where vLLM's packed
-    product runs, the layer takes the way that vLLM has for it; elsewhere it copies them into memory of their own.
+    vLLM leaves them as views of ``kv_b_proj``. Where vLLM's packed product runs, the layer takes the way that vLLM has
+    for it; elsewhere it copies them into memory of their own.
     """
 
     def process_weights_after_loading(self, act_dtype: torch.dtype) -> None:

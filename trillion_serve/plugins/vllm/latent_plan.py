@@ -12,14 +12,13 @@ from itertools import pairwise
 import torch
 
 DECODE_TOKENS = 4096
-"""Latents, padding included, that a group of decoding requests gathers at once; a longer request goes alone. Short
-requests gain by company; a group that outgrows the processor's cache loses."""
+"""Latents, padding included, that a group of decoding requests gathers at once; a longer request goes alone."""
 
 PIECE_TOKENS = 2048
 """Latents of a request that decodes alone which are attended to at once: in bfloat16 they fit into 2.25 MiB."""
 
 VIEW_TOKENS = 512
-"""Neighbouring latents that are worth a piece of their own: fewer are gathered with others, which costs less."""
+"""Neighbouring latents that are worth a piece of their own: fewer are gathered with others."""
 
 
 @dataclass(frozen=True)
