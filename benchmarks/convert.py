@@ -3,11 +3,12 @@
 A synthetic checkpoint of the 7B-A1B shape (random bfloat16 numbers, as many layers as the size asks for) is imported,
 exported and merged with another, in turns with `cp -r`, every command a process of its own. Everybody's clock runs
 until the written files are on disk (fsync), start-up included; what a command takes on a checkpoint of next to no
-weights is measured too and shown apart. Before every command the files that it reads are dropped from the page cache
-with `posix_fadvise`, unless `--warm`, so that nobody reads from memory what another has left there.
+weights is measured too and shown apart. Before every command all checkpoints are dropped from the page cache with
+`posix_fadvise`, so that nobody finds there what another has left; with `--warm` what it reads is then put there.
 
     python benchmarks/convert.py --directory /scratch
     python benchmarks/convert.py --quick --json convert.json
+    python benchmarks/convert.py --only import
 
 Rates are bytes of weights written a second: a merge reads two checkpoints to write one.
 """
@@ -24,6 +25,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -40,10 +42,16 @@ if TYPE_CHECKING:
 GB = 10**9
 QUICK_GB = 2.0
 SHARD = "1GB"
-COPIES = 4
-"""Checkpoints that lie on the disk at a time: published, another, trained, and what is being written."""
 TEXT = ["안녕하세요, 무엇을 도와 드릴까요?", "three hundred forty-seven is 347, and 58 < 85."] * 4
 COPY = "cp -r"
+
+
+class Command(StrEnum):
+    """What is compared with a copy. A copy reads a published checkpoint."""
+
+    IMPORT = "import"
+    EXPORT = "export"
+    MERGE = "merge"
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,16 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Folders:
+    """Where the checkpoints are: two published ones, a training one, and what is being written."""
+
+    published: Path
+    other: Path
+    trained: Path
+    out: Path
+
+
+@dataclass(frozen=True)
 class Task:
     """A command to time: what it reads and what it writes."""
 
@@ -75,13 +93,15 @@ class Task:
     target: Path
 
 
-def make_checkpoints(published: Path, other: Path, trained: Path, gigabytes: float) -> None:
-    """Write two published checkpoints with other numbers each, and the first as a training checkpoint."""
+def make_checkpoints(folders: Folders, gigabytes: float, commands: Sequence[Command]) -> None:
+    """Write what the commands read: published checkpoints with other numbers each, the first as a training one too."""
     from trillion_convert.export import import_checkpoint
 
-    for seed, folder in enumerate((published, other)):
-        make_published(folder, gigabytes, seed)
-    import_checkpoint(published, trained, max_shard_size=SHARD)
+    make_published(folders.published, gigabytes, seed=0)
+    if Command.MERGE in commands:
+        make_published(folders.other, gigabytes, seed=1)
+    if Command.EXPORT in commands:
+        import_checkpoint(folders.published, folders.trained, max_shard_size=SHARD)
 
 
 def make_published(folder: Path, gigabytes: float, seed: int) -> None:
@@ -132,9 +152,13 @@ def make_published(folder: Path, gigabytes: float, seed: int) -> None:
 def time_task(task: Task, *, warm: bool) -> Run:
     """Run one command and remove what it wrote."""
     os.sync()
-    for source in task.sources:
-        for path in source.rglob("*.safetensors"):
-            _read(path) if warm else _forget(path)
+    # All of them, as what others left there leaves this command less memory that is free.
+    for path in task.target.parent.rglob("*.safetensors"):
+        _forget(path)
+    if warm:
+        for source in task.sources:
+            for path in source.rglob("*.safetensors"):
+                _read(path)
     begin = time.perf_counter()
     process = subprocess.Popen(task.command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -150,15 +174,26 @@ def time_task(task: Task, *, warm: bool) -> Run:
     return Run(task.name, seconds, usage.ru_utime + usage.ru_stime, nbytes, usage.ru_maxrss * 1024)
 
 
-def tasks(published: Path, other: Path, trained: Path, out: Path) -> list[Task]:
-    """The commands of one turn. Whoever reads a form is compared with a copy, whose files are the same size."""
-    tool = (sys.executable, "-m", "trillion_convert.cli")
-    size = ("--max-shard-size", SHARD)
+def tasks(folders: Folders, commands: Sequence[Command]) -> list[Task]:
+    """What is run in a turn. Whoever reads a form is compared with a copy, whose files are the same size."""
+    tool, size = (sys.executable, "-m", "trillion_convert.cli"), ("--max-shard-size", SHARD)
+    sources = {
+        Command.IMPORT: (folders.published,),
+        Command.EXPORT: (folders.trained,),
+        Command.MERGE: (folders.published, folders.other),
+    }
+    copy = Task(COPY, ("cp", "-r", str(folders.published), str(folders.out)), (folders.published,), folders.out)
     return [
-        Task(COPY, ("cp", "-r", str(published), str(out)), (published,), out),
-        Task("import", (*tool, "import", str(published), str(out), *size), (published,), out),
-        Task("export", (*tool, "export", str(trained), str(out), *size), (trained,), out),
-        Task("merge", (*tool, "merge", str(published), str(other), str(out), *size), (published, other), out),
+        copy,
+        *(
+            Task(
+                command,
+                (*tool, command, *map(str, sources[command]), str(folders.out), *size),
+                sources[command],
+                folders.out,
+            )
+            for command in commands
+        ),
     ]
 
 
@@ -174,21 +209,24 @@ def _read(path: Path) -> None:
             pass
 
 
-def measure(folder: Path, gigabytes: float, turns: int, warm: bool, progress: Progress) -> list[Run]:
+def measure(
+    folder: Path, gigabytes: float, commands: Sequence[Command], turns: int, warm: bool, progress: Progress
+) -> list[Run]:
     """Make the checkpoints in ``folder`` and run every command ``turns`` times, one after the other."""
-    step = progress.add_task("making checkpoints", total=4 * turns)
-    published, other, trained, out = (folder / name for name in ("published", "other", "trained", "out"))
+    folders = Folders(*(folder / name for name in ("published", "other", "trained", "out")))
+    turn = tasks(folders, commands)
+    step = progress.add_task("making checkpoints", total=len(turn) * turns)
     # A command's peak memory is never told as less than that of the process that starts it, so torch stays out of ours.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as maker:
-        maker.submit(make_checkpoints, published, other, trained, gigabytes).result()
+        maker.submit(make_checkpoints, folders, gigabytes, commands).result()
     runs = []
     for _ in range(turns):
-        for task in tasks(published, other, trained, out):
+        for task in turn:
             progress.update(step, description=f"{gigabytes:g} GB: {task.name}")
             runs.append(time_task(task, warm=warm))
-            shutil.rmtree(out)
+            shutil.rmtree(task.target)
             progress.advance(step)
-    for path in (published, other, trained):
+    for path in folder.iterdir():
         shutil.rmtree(path)
     return runs
 
@@ -229,6 +267,7 @@ def report(runs: Sequence[Run], starts: Sequence[Run], title: str) -> Table:
 def main(
     gigabytes: Annotated[float, typer.Option(min=1.0, help="Bytes of weights of the checkpoint, in GB.")] = 20.0,
     quick: Annotated[bool, typer.Option("--quick", help=f"A checkpoint of {QUICK_GB:g} GB.")] = False,
+    only: Annotated[list[Command] | None, typer.Option(help="Measure this command; may be given again.")] = None,
     turns: Annotated[int, typer.Option(min=1, help="How often every command is run.")] = 3,
     warm: Annotated[bool, typer.Option("--warm", help="Read from the page cache instead of the disk.")] = False,
     directory: Annotated[Path | None, typer.Option(help="Where to write; the system's place for such files.")] = None,
@@ -239,14 +278,18 @@ def main(
     Example: python benchmarks/convert.py --quick
     """
     gigabytes = QUICK_GB if quick else gigabytes
+    commands = only or list(Command)
+    # One that is read, one that is written, and what only some commands read.
+    copies = 2 + (Command.EXPORT in commands) + (Command.MERGE in commands)
     console = Console()
     with tempfile.TemporaryDirectory(prefix="convert-", dir=directory) as name:
-        needed, free = (COPIES + 0.2) * gigabytes * GB, shutil.disk_usage(name).free
+        needed, free = (copies + 0.2) * gigabytes * GB, shutil.disk_usage(name).free
         if needed > free:
-            sys.exit(f"{name} needs {needed / GB:.0f} GB free and has {free / GB:.0f}; give --gigabytes or --directory")
+            wanted = "give --gigabytes, --only or --directory"
+            sys.exit(f"{name} needs {needed / GB:.0f} GB free and has {free / GB:.0f}; {wanted}")
         with Progress(console=Console(stderr=True), transient=True) as progress:
-            starts = measure(Path(name), 0, turns, True, progress)
-            runs = measure(Path(name), gigabytes, turns, warm, progress)
+            starts = measure(Path(name), 0, commands, turns, True, progress)
+            runs = measure(Path(name), gigabytes, commands, turns, warm, progress)
     state = "from the page cache" if warm else "from the disk"
     title = f"{median(runs, COPY).nbytes / GB:.1f} GB read {state}, median of {turns}, until on disk"
     console.print(report(runs, starts, title))

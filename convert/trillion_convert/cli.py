@@ -1,5 +1,6 @@
 """``trillion-convert``: export, import, merge, quantize, verify, inspect and validate models."""
 
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -331,6 +332,7 @@ def _say_what_was_written(target: Path, report: "Report") -> None:
 
 def main() -> None:
     """Run the command line; an error of ours is one line and exit code 1."""
+    gc.set_threshold(50_000)  # what importing Transformers makes stays, and looking it through again takes its time
     try:
         app()
     except TrillionError as error:

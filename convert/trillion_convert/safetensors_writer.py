@@ -7,7 +7,6 @@ import json
 import os
 import struct
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -20,12 +19,10 @@ if TYPE_CHECKING:
 
 _NAMES = {dtype: name for name, dtype in (DTYPES | QUANTIZED_DTYPES).items()}
 _ALIGNMENT = 8
-_FLUSH_EVERY = 128 * 2**20
-_PENDING = 2
 
 
 class SafetensorsWriter:
-    """A file that is digested, written and flushed on threads of its own while the next piece is made.
+    """A file that is digested as it is written.
 
     Used as a context manager; :meth:`finish` says what was written.
 
@@ -39,30 +36,17 @@ class SafetensorsWriter:
 
         self._file = path.open("wb", buffering=0)
         self._hasher = blake3()
-        self._size = self._flushed = 0
-        self._pending: list[Future[None]] = []
-        self._flush: Future[None] | None = None
-        self._writing, self._flushing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self._submit(memoryview(header(infos)))
+        self._size = 0
+        self._append(memoryview(header(infos)))
 
     def write(self, piece: "torch.Tensor") -> None:
-        """Append a piece of a tensor; waits while two are on their way. The piece must not change any more.
-
-        Raises:
-            OSError: an earlier piece could not be written.
-        """
+        """Append a piece of a tensor."""
         import torch
 
-        self._submit(piece.contiguous().flatten().view(torch.uint8).numpy().data)
-
-    def drain(self) -> None:
-        """Wait until every piece is written and none is held any longer."""
-        while self._pending:
-            self._pending.pop(0).result()
+        self._append(piece.contiguous().flatten().view(torch.uint8).numpy().data)
 
     def finish(self) -> FileEntry:
         """Wait until the file is on disk."""
-        self.drain()
         os.fsync(self._file.fileno())
         return FileEntry(size=self._size, digest=self._hasher.hexdigest())
 
@@ -72,24 +56,13 @@ class SafetensorsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._writing.shutdown()
-        self._flushing.shutdown()
         self._file.close()
 
-    def _submit(self, data: memoryview) -> None:
-        if len(self._pending) >= _PENDING:
-            self._pending.pop(0).result()
-        self._pending.append(self._writing.submit(self._write, data))
-
-    def _write(self, data: memoryview) -> None:
+    def _append(self, data: memoryview) -> None:
         self._hasher.update(data)
         self._size += len(data)
         while data:
             data = data[self._file.write(data) :]
-        # Left to the end, all flushing would be waited for; begun early, it goes on beside reading.
-        if self._size - self._flushed >= _FLUSH_EVERY and (self._flush is None or self._flush.done()):
-            self._flushed = self._size
-            self._flush = self._flushing.submit(os.fdatasync, self._file.fileno())
 
 
 def header(infos: Mapping[str, TensorInfo]) -> bytes:

@@ -1,9 +1,10 @@
 """The one engine of every conversion: named tensors, each given by a source in small pieces, written into shards.
 
-A file is made by a reader and a writer thread of its own, and as many files as there are processors are made side by
-side. What is in memory at a time is a few pieces for each of them, plus the tensors that can only be made whole, which
-share a budget: the peak does not depend on the checkpoint's size. Files that are finished are noted in a journal, so
-that a run that is killed goes on where it was; the finished directory has a manifest with the digest of every file.
+A file is read and written by one thread, piece by piece, and as many files as there are processors are made side by
+side: a piece that went from one thread to another would leave its processor's cache. What is in memory at a time is a
+piece or two for each of them, plus the tensors that can only be made whole, which share a budget: the peak does not
+depend on the checkpoint's size. Files that are finished are noted in a journal, so that a run that is killed goes on
+where it was; the finished directory has a manifest with the digest of every file.
 
 A conversion describes what it writes and hands it over:
 
@@ -255,8 +256,6 @@ class _Run:
                     writer.write(piece)
                     left -= piece.nbytes
                     self._count(piece.nbytes)
-            if output.held:
-                writer.drain()
         assert left == 0, f"{name}: the source gave {-left} bytes more than its shape has"
 
     def _count(self, nbytes: int) -> None:

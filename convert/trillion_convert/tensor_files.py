@@ -25,8 +25,6 @@ QUANTIZED_DTYPES = {"F8_E4M3": "float8_e4m3fn", "I8": "int8", "I32": "int32", "I
 
 NUMBER_BYTES = {dtype: ITEM_BYTES[name] for name, dtype in (DTYPES | QUANTIZED_DTYPES).items()}
 """Bytes of a number in each of them."""
-_AHEAD = 32 * 2**20
-"""Bytes of a file that are asked for before they are needed."""
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -157,8 +155,6 @@ class TensorFiles(Mapping[str, TensorInfo]):
             if not count:
                 raise CheckpointError(f"{name}: {file} became shorter while it was read")
             room, offset = room[count:], offset + count
-        # What follows is fetched from the disk while these numbers are worked on.
-        os.posix_fadvise(self._descriptor(file), offset, _AHEAD, os.POSIX_FADV_WILLNEED)
 
     def _descriptor(self, file: str) -> int:
         with self._opening:
