@@ -40,7 +40,7 @@ def test_a_small_load_through_the_bare_pass_through() -> None:
     import gateway_overhead as overhead
     import gateways
 
-    plan = overhead.Plan(concurrencies=(20,), rounds=1, answers=1, unpaced_seconds=0.2, memory_requests=50)
+    plan = overhead.Plan(concurrencies=(20,), rounds=1, answers=1, unpaced_seconds=1.0, memory_requests=50)
     core, _ = gateways.cores()
     with (
         Progress(disable=True) as progress,
@@ -55,7 +55,8 @@ def test_a_small_load_through_the_bare_pass_through() -> None:
     ]
     # 32 chunks, all but the first of them after a pause.
     assert all(found.total_p50 > found.ttft_p50 + 25 for found in paced)
-    assert all(found.streamed > 0 < found.whole and not found.failed for found in unpaced)
+    assert [found.failed for found in unpaced] == [0, 0]
+    assert all(found.streamed > 0 < found.whole for found in unpaced)
     assert all(found.memory_requests == 50 and found.memory_before > 5 for found in unpaced)
     assert overhead.paced_table(paced).row_count == 2
 

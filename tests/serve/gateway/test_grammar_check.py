@@ -11,6 +11,7 @@ import pytest
 
 from support.running_gateway import Gateway
 from trillion_serve.engines.protocol import Grammar
+from trillion_serve.errors import OverloadedError
 from trillion_serve.gateway.schema import grammar_check
 from trillion_serve.gateway.schema.grammar_check import MustWait, refusal_of
 
@@ -47,6 +48,17 @@ def test_the_event_loop_is_never_held_for_a_check() -> None:
         asyncio.run(on_the_loop())
     assert refusal_of(unknown) is None
     assert asyncio.run(on_the_loop()) is None, "what is known is told at once"
+
+
+def test_a_check_that_had_no_time_is_not_held_against_the_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
+    costly = Grammar("json_schema", json.dumps(MANY_AUTOMATA | {"title": "another"}))
+    monkeypatch.setattr(grammar_check, "SECONDS", 60.0)
+    monkeypatch.setattr(grammar_check, "_PATIENCE", 0.5 / 60)
+    with pytest.raises(OverloadedError, match="try again"):
+        refusal_of(costly)
+    monkeypatch.setattr(grammar_check, "SECONDS", 0.5)
+    monkeypatch.setattr(grammar_check, "_PATIENCE", 60.0)
+    assert refusal_of(costly) == "it takes more than 0.5 s to check; make it simpler", "it was checked once more"
 
 
 def test_many_threads_may_ask_at_once() -> None:

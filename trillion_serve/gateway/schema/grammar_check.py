@@ -8,6 +8,7 @@ import asyncio
 import atexit
 import multiprocessing
 import resource
+import signal
 import threading
 from collections.abc import Callable
 from functools import lru_cache
@@ -17,9 +18,12 @@ from llguidance import LLMatcher, grammar_from
 from pebble import ProcessExpired, ProcessPool
 
 from trillion_serve.engines.protocol import Grammar
+from trillion_serve.errors import OverloadedError
 
 SECONDS = 2.0
-"""Longest that a check may take."""
+"""Most of a processor's time that a check may take."""
+_PATIENCE = 5.0
+"""How many times as long a check is waited for, where the processors have other work too."""
 _BYTES = 2 * 2**30
 """Most address space of the process that checks."""
 _KNOWN = 256
@@ -35,6 +39,7 @@ def refusal_of(grammar: Grammar) -> str | None:
 
     Raises:
         MustWait: this is the event loop, and the answer is not known yet.
+        OverloadedError: the processors had no time to check it.
     """
     with _lock:
         known = _known.get(grammar)
@@ -50,17 +55,20 @@ def refusal_of(grammar: Grammar) -> str | None:
 def _checked(grammar: Grammar) -> str:
     with _lock:
         pool = _pool()
-    check = pool.schedule(_problem_of, args=[grammar.kind, grammar.value], timeout=SECONDS)
+    check = pool.schedule(_problem_of, args=[grammar.kind, grammar.value, SECONDS], timeout=_PATIENCE * SECONDS)
     try:
         return check.result()
     except TimeoutError:
-        return f"it takes more than {SECONDS:g} s to check; make it simpler"
-    except (ProcessExpired, MemoryError):
+        raise OverloadedError("there was no time to check the grammar; try again later", retry_after=1.0) from None
+    except (ProcessExpired, MemoryError) as error:
+        if isinstance(error, ProcessExpired) and error.exitcode == -signal.SIGPROF:
+            return f"it takes more than {SECONDS:g} s to check; make it simpler"
         return f"it takes more than {_BYTES >> 30} GiB of memory to check; make it simpler"
 
 
-def _problem_of(kind: str, value: str) -> str:
-    """What is wrong with a grammar; nothing if it can be followed."""
+def _problem_of(kind: str, value: str, seconds: float) -> str:
+    """What is wrong with a grammar; nothing if it can be followed. The process dies of SIGPROF if this takes longer."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     make: dict[str, Callable[[str], str]] = {
         "json_schema": LLMatcher.grammar_from_json_schema,
         "regex": LLMatcher.grammar_from_regex,
@@ -70,6 +78,8 @@ def _problem_of(kind: str, value: str) -> str:
         return LLMatcher.validate_grammar(make[kind](value))
     except ValueError as error:
         return str(error)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _on_event_loop() -> bool:
