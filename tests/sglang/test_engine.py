@@ -6,9 +6,9 @@ import re
 import pytest
 
 from support.sglang_parity import NEW_TOKENS, Reference, assert_agrees, compare, random_prompts
+from support.sglang_references import REFERENCES
 from support.sglang_server import CHUNK, POOL, Answer, SglangServer
-from support.tiny_vaetki import WINDOW, published_weights
-from support.vaetki_reference import reference_logits
+from support.tiny_vaetki import WINDOW
 
 pytestmark = pytest.mark.engine
 
@@ -23,8 +23,7 @@ def server(serving) -> SglangServer:
 
 @pytest.fixture(scope="module")
 def reference(models) -> Reference:
-    model = models["vaetki"]
-    return functools.partial(reference_logits, model.config, published_weights(model))
+    return REFERENCES["vaetki"](models["vaetki"])
 
 
 @pytest.fixture(scope="module")

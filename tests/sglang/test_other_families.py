@@ -6,8 +6,9 @@ import functools
 import pytest
 import torch
 
-from support import tiny_tri70b, tiny_trillion, tri70b_reference, trillion_reference
+from support import tiny_tri70b
 from support.sglang_parity import NEW_TOKENS, Reference, assert_agrees, compare, random_prompts
+from support.sglang_references import REFERENCES
 from support.sglang_server import CHUNK
 
 pytestmark = pytest.mark.engine
@@ -15,37 +16,30 @@ pytestmark = pytest.mark.engine
 LENGTHS = [2, 15, 16, 17, CHUNK - 1, CHUNK + 1, 130, 200]
 
 
-def trillion_7b(model) -> tuple[Reference, Reference]:
-    reference = functools.partial(
-        trillion_reference.reference_logits, model.config, tiny_trillion.published_weights(model)
-    )
-    return reference, functools.partial(reference, without="post_mlp_layernorm")
+def without_a_norm(model: torch.nn.Module) -> Reference:
+    return functools.partial(REFERENCES["trillion_7b"](model), without="post_mlp_layernorm")
 
 
-def tri70b(model) -> tuple[Reference, Reference]:
-    reference = functools.partial(tri70b_reference.reference_logits, model.config, tiny_tri70b.published_weights(model))
-    return reference, functools.partial(reference, window=tiny_tri70b.WINDOW - 1)
+def with_another_window(model: torch.nn.Module) -> Reference:
+    return functools.partial(REFERENCES["tri70b"](model), window=tiny_tri70b.WINDOW - 1)
 
 
-def gravity(model) -> tuple[Reference, Reference]:
-    def logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            return model(ids[None]).logits[0]
-
-    exact = copy.deepcopy(model).double()
-    unbiased = copy.deepcopy(exact)
+def without_biases(model: torch.nn.Module) -> Reference:
+    unbiased = copy.deepcopy(model)
     for name, tensor in unbiased.state_dict().items():
         if name.endswith("e_score_correction_bias"):
             tensor.zero_()
-    return functools.partial(logits, exact), functools.partial(logits, unbiased)
+    return REFERENCES["gravity"](unbiased)
 
 
-@pytest.fixture(scope="module", params=[trillion_7b, tri70b, gravity], ids=lambda make: make.__name__)
+WRONG = {"trillion_7b": without_a_norm, "tri70b": with_another_window, "gravity": without_biases}
+
+
+@pytest.fixture(scope="module", params=list(WRONG))
 def family(request, models, serving):
     """A running server, what it must agree with, and a reference with one thing wrong."""
-    name = request.param.__name__
-    reference, wrong = request.param(models[name])
-    return serving(name), reference, wrong
+    model = models[request.param]
+    return serving(request.param), REFERENCES[request.param](model), WRONG[request.param](model)
 
 
 def test_float32_agrees_with_the_reference_and_a_wrong_one_does_not(family):

@@ -18,6 +18,8 @@ def register() -> None:
     backend = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend"
     for method in ("forward_extend", "forward_decode"):
         HookRegistry.register(f"{backend}.{method}", _translate, HookType.AROUND)
+    widen = "sglang.srt.model_executor.model_runner.adjust_config_with_unaligned_cpu_tp"
+    HookRegistry.register(widen, _leave, HookType.AROUND)
 
 
 def _translate(forward: Any, backend: Any, q: Any, k: Any, v: Any, layer: Any, *args: Any, **kwargs: Any) -> Any:
@@ -30,3 +32,8 @@ def _translate(forward: Any, backend: Any, q: Any, k: Any, v: Any, layer: Any, *
         return forward(backend, q, k, v, layer, *args, **kwargs)
     finally:
         backend.req_to_token_pool = requests
+
+
+def _leave(widen: Any, model_config: Any, *args: Any, **kwargs: Any) -> Any:
+    """The configuration as it is: SGLang widens layers for processors' kernels that are not used here."""
+    return model_config
