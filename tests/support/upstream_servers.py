@@ -63,6 +63,7 @@ class Upstream:
         measured: tells what it is doing; vLLM's server then also tells the size of its cache.
         key: the bearer token that requests must carry, if any.
         requests: bodies of the requests to generate.
+        ended: ids of the requests whose answer was sent to its end.
         left: ids of the requests whose client went away, with the time on the loop's clock.
         aborted: ids that were aborted by ``/abort_request``, with the time.
     """
@@ -78,6 +79,7 @@ class Upstream:
     key: str | None = None
     cached_tokens: int = 3
     requests: list[dict[str, Any]] = field(default_factory=list)
+    ended: set[str] = field(default_factory=set)
     left: dict[str, float] = field(default_factory=dict)
     aborted: dict[str, float] = field(default_factory=dict)
 
@@ -118,6 +120,7 @@ class Upstream:
                 await asyncio.sleep(self.interval)
                 yield b"data: " + json.dumps(frame).encode() + b"\n\n"
             yield b"data: [DONE]\n\n"
+            self.ended.add(request_id)
         except asyncio.CancelledError:
             self.left[request_id] = asyncio.get_running_loop().time()
             raise

@@ -102,7 +102,7 @@ async def test_events_that_arrive_together_become_one_delta(make_upstream):
     upstream = make_upstream(tokens=tuple(range(200)))
     async with connected(upstream) as engine, aclosing(engine.generate(request())) as deltas:
         first = await anext(deltas)
-        await asyncio.sleep(0.2)
+        await until(lambda: upstream.ended)
         rest = [delta async for delta in deltas]
     assert tokens([first, *rest]) == tuple(range(200))
     assert len(rest) < 20
