@@ -28,6 +28,7 @@ from trillion_serve.errors import (
     ServeError,
 )
 from trillion_serve.routing import BreakerConfig, Connect, HealthConfig, Pool, PoolConfig, RetryConfig
+from trillion_serve.routing.breaker import Clock
 
 ANSWER = (11, 12, 13, 14, 15)
 RETRY = RetryConfig(attempts=3, first_wait=0.01, longest_wait=0.05)
@@ -41,10 +42,10 @@ def connect_to(url: str, kind=VllmHttpEngine, **options) -> Connect:
 
 
 @asynccontextmanager
-async def pool_of(*upstreams: Upstream, options: dict | None = None, **config):
+async def pool_of(*upstreams: Upstream, options: dict | None = None, clock: Clock = time.monotonic, **config):
     """A pool whose replicas are called "0", "1" and so on."""
     async with AsyncExitStack() as stack:
-        pool = Pool(PoolConfig(**({"retry": RETRY, "health": CALM, "drain_timeout": 10.0} | config)))
+        pool = Pool(PoolConfig(**({"retry": RETRY, "health": CALM, "drain_timeout": 10.0} | config)), clock=clock)
         for number, upstream in enumerate(upstreams):
             url = await stack.enter_async_context(serving(upstream.app()))
             kind = VllmHttpEngine if isinstance(upstream, VllmUpstream) else SglangHttpEngine
@@ -144,8 +145,8 @@ async def test_attempts_are_limited():
 
 async def test_a_replica_that_fails_is_left_alone_and_comes_back():
     upstreams = VllmUpstream(), VllmUpstream()
-    breaker = BreakerConfig(failures=2, open_seconds=0.3)
-    async with pool_of(*upstreams, breaker=breaker) as pool:
+    breaker, now = BreakerConfig(failures=2, open_seconds=30.0), 0.0
+    async with pool_of(*upstreams, breaker=breaker, clock=lambda: now) as pool:
         home = await home_of(pool, upstreams)
         upstreams[home].faults.extend(["500"] * 2)
         assert [await ask(pool, 1) for _ in range(2)] == [ANSWER] * 2
@@ -155,7 +156,7 @@ async def test_a_replica_that_fails_is_left_alone_and_comes_back():
         sent = len(upstreams[home].requests)
         assert [await ask(pool, prompt) for prompt in range(100, 110)] == [ANSWER] * 10
         assert len(upstreams[home].requests) == sent, "nothing is sent while the breaker is open"
-        await asyncio.sleep(0.3)
+        now += 30.0
         for prompt in range(200, 240):
             assert await ask(pool, prompt) == ANSWER
         assert states(pool)[str(home)] == "ready"
@@ -164,14 +165,14 @@ async def test_a_replica_that_fails_is_left_alone_and_comes_back():
 
 async def test_a_probes_first_token_lets_the_others_in():
     upstream = VllmUpstream()
-    breaker = BreakerConfig(failures=1, open_seconds=0.2)
-    async with pool_of(upstream, breaker=breaker, retry=RetryConfig(attempts=1)) as pool:
+    breaker, now = BreakerConfig(failures=1, open_seconds=30.0), 0.0
+    async with pool_of(upstream, breaker=breaker, retry=RetryConfig(attempts=1), clock=lambda: now) as pool:
         upstream.faults.extend(["500", "hang_later"])
         with pytest.raises(EngineUnavailableError, match="status 500"):
             await ask(pool)
         with pytest.raises(EngineUnavailableError, match="0 is broken"):
             await ask(pool)
-        await asyncio.sleep(0.2)
+        now += 30.0
         probe = asyncio.create_task(ask(pool))
         await until(lambda: len(upstream.requests) == 2)
         assert await ask(pool) == ANSWER
